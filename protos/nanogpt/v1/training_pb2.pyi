@@ -1,0 +1,432 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from protos.nanogpt.v1 import models_pb2 as _models_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class TrainRequest(_message.Message):
+    __slots__ = ("model", "dataset", "config", "preset", "request_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    PRESET_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    dataset: str
+    config: TrainConfig
+    preset: str
+    request_id: str
+    def __init__(self, model: _Optional[str] = ..., dataset: _Optional[str] = ..., config: _Optional[_Union[TrainConfig, _Mapping]] = ..., preset: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class TrainConfig(_message.Message):
+    __slots__ = ("eval_interval", "log_interval", "eval_iters", "eval_only", "always_save_checkpoint", "init_from", "gradient_accumulation_steps", "batch_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "learning_rate", "max_iters", "weight_decay", "beta1", "beta2", "grad_clip", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr", "device", "dtype", "compile", "seed", "keep_checkpoints", "checkpoint_interval", "backend", "wandb_log", "wandb_project", "wandb_run_name")
+    EVAL_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    LOG_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    EVAL_ITERS_FIELD_NUMBER: _ClassVar[int]
+    EVAL_ONLY_FIELD_NUMBER: _ClassVar[int]
+    ALWAYS_SAVE_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    INIT_FROM_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_ACCUMULATION_STEPS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    N_LAYER_FIELD_NUMBER: _ClassVar[int]
+    N_HEAD_FIELD_NUMBER: _ClassVar[int]
+    N_EMBD_FIELD_NUMBER: _ClassVar[int]
+    DROPOUT_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITERS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    BETA1_FIELD_NUMBER: _ClassVar[int]
+    BETA2_FIELD_NUMBER: _ClassVar[int]
+    GRAD_CLIP_FIELD_NUMBER: _ClassVar[int]
+    DECAY_LR_FIELD_NUMBER: _ClassVar[int]
+    WARMUP_ITERS_FIELD_NUMBER: _ClassVar[int]
+    LR_DECAY_ITERS_FIELD_NUMBER: _ClassVar[int]
+    MIN_LR_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    COMPILE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    KEEP_CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    WANDB_LOG_FIELD_NUMBER: _ClassVar[int]
+    WANDB_PROJECT_FIELD_NUMBER: _ClassVar[int]
+    WANDB_RUN_NAME_FIELD_NUMBER: _ClassVar[int]
+    eval_interval: int
+    log_interval: int
+    eval_iters: int
+    eval_only: bool
+    always_save_checkpoint: bool
+    init_from: str
+    gradient_accumulation_steps: int
+    batch_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+    learning_rate: float
+    max_iters: int
+    weight_decay: float
+    beta1: float
+    beta2: float
+    grad_clip: float
+    decay_lr: bool
+    warmup_iters: int
+    lr_decay_iters: int
+    min_lr: float
+    device: str
+    dtype: str
+    compile: str
+    seed: int
+    keep_checkpoints: int
+    checkpoint_interval: int
+    backend: str
+    wandb_log: bool
+    wandb_project: str
+    wandb_run_name: str
+    def __init__(self, eval_interval: _Optional[int] = ..., log_interval: _Optional[int] = ..., eval_iters: _Optional[int] = ..., eval_only: _Optional[bool] = ..., always_save_checkpoint: _Optional[bool] = ..., init_from: _Optional[str] = ..., gradient_accumulation_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., block_size: _Optional[int] = ..., n_layer: _Optional[int] = ..., n_head: _Optional[int] = ..., n_embd: _Optional[int] = ..., dropout: _Optional[float] = ..., bias: _Optional[bool] = ..., learning_rate: _Optional[float] = ..., max_iters: _Optional[int] = ..., weight_decay: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., grad_clip: _Optional[float] = ..., decay_lr: _Optional[bool] = ..., warmup_iters: _Optional[int] = ..., lr_decay_iters: _Optional[int] = ..., min_lr: _Optional[float] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., compile: _Optional[str] = ..., seed: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., checkpoint_interval: _Optional[int] = ..., backend: _Optional[str] = ..., wandb_log: _Optional[bool] = ..., wandb_project: _Optional[str] = ..., wandb_run_name: _Optional[str] = ...) -> None: ...
+
+class TrainResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
+class Job(_message.Message):
+    __slots__ = ("id", "model", "dataset", "config", "config_origin", "state", "reason", "error", "queue_position", "step", "run", "latest_step", "latest_evaluation", "best_val_loss", "remaining_seconds", "create_time", "start_time", "end_time", "attempts")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[Job.State]
+        STATE_QUEUED: _ClassVar[Job.State]
+        STATE_STARTING: _ClassVar[Job.State]
+        STATE_RUNNING: _ClassVar[Job.State]
+        STATE_PAUSING: _ClassVar[Job.State]
+        STATE_PAUSED: _ClassVar[Job.State]
+        STATE_RECOVERING: _ClassVar[Job.State]
+        STATE_CANCELLING: _ClassVar[Job.State]
+        STATE_CANCELLED: _ClassVar[Job.State]
+        STATE_SUCCEEDED: _ClassVar[Job.State]
+        STATE_FAILED: _ClassVar[Job.State]
+    STATE_UNSPECIFIED: Job.State
+    STATE_QUEUED: Job.State
+    STATE_STARTING: Job.State
+    STATE_RUNNING: Job.State
+    STATE_PAUSING: Job.State
+    STATE_PAUSED: Job.State
+    STATE_RECOVERING: Job.State
+    STATE_CANCELLING: Job.State
+    STATE_CANCELLED: Job.State
+    STATE_SUCCEEDED: Job.State
+    STATE_FAILED: Job.State
+    class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        REASON_UNSPECIFIED: _ClassVar[Job.Reason]
+        REASON_REQUESTED: _ClassVar[Job.Reason]
+        REASON_SERVER_RESTART: _ClassVar[Job.Reason]
+        REASON_CRASHED: _ClassVar[Job.Reason]
+        REASON_CRASH_LOOP: _ClassVar[Job.Reason]
+        REASON_DIVERGED: _ClassVar[Job.Reason]
+        REASON_OUT_OF_MEMORY: _ClassVar[Job.Reason]
+        REASON_BAD_DATASET: _ClassVar[Job.Reason]
+        REASON_BAD_CONFIG: _ClassVar[Job.Reason]
+    REASON_UNSPECIFIED: Job.Reason
+    REASON_REQUESTED: Job.Reason
+    REASON_SERVER_RESTART: Job.Reason
+    REASON_CRASHED: Job.Reason
+    REASON_CRASH_LOOP: Job.Reason
+    REASON_DIVERGED: Job.Reason
+    REASON_OUT_OF_MEMORY: Job.Reason
+    REASON_BAD_DATASET: Job.Reason
+    REASON_BAD_CONFIG: Job.Reason
+    class ConfigOriginEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class Attempt(_message.Message):
+        __slots__ = ("number", "start_time", "end_time", "exit_code")
+        NUMBER_FIELD_NUMBER: _ClassVar[int]
+        START_TIME_FIELD_NUMBER: _ClassVar[int]
+        END_TIME_FIELD_NUMBER: _ClassVar[int]
+        EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+        number: int
+        start_time: _timestamp_pb2.Timestamp
+        end_time: _timestamp_pb2.Timestamp
+        exit_code: int
+        def __init__(self, number: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    LATEST_STEP_FIELD_NUMBER: _ClassVar[int]
+    LATEST_EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    BEST_VAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    model: str
+    dataset: str
+    config: TrainConfig
+    config_origin: _containers.ScalarMap[str, str]
+    state: Job.State
+    reason: Job.Reason
+    error: str
+    queue_position: int
+    step: int
+    run: RunStarted
+    latest_step: StepMetrics
+    latest_evaluation: Evaluation
+    best_val_loss: float
+    remaining_seconds: float
+    create_time: _timestamp_pb2.Timestamp
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    attempts: _containers.RepeatedCompositeFieldContainer[Job.Attempt]
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., dataset: _Optional[str] = ..., config: _Optional[_Union[TrainConfig, _Mapping]] = ..., config_origin: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[Job.State, str]] = ..., reason: _Optional[_Union[Job.Reason, str]] = ..., error: _Optional[str] = ..., queue_position: _Optional[int] = ..., step: _Optional[int] = ..., run: _Optional[_Union[RunStarted, _Mapping]] = ..., latest_step: _Optional[_Union[StepMetrics, _Mapping]] = ..., latest_evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., best_val_loss: _Optional[float] = ..., remaining_seconds: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Job.Attempt, _Mapping]]] = ...) -> None: ...
+
+class StreamMetricsRequest(_message.Message):
+    __slots__ = ("job_id", "start_sequence")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    START_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    start_sequence: int
+    def __init__(self, job_id: _Optional[str] = ..., start_sequence: _Optional[int] = ...) -> None: ...
+
+class StreamMetricsResponse(_message.Message):
+    __slots__ = ("sequence", "time", "started", "step", "evaluation", "checkpoint", "sample", "state_change", "heartbeat")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    STATE_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    time: _timestamp_pb2.Timestamp
+    started: RunStarted
+    step: StepMetrics
+    evaluation: Evaluation
+    checkpoint: Checkpoint
+    sample: Sample
+    state_change: StateChange
+    heartbeat: Heartbeat
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[RunStarted, _Mapping]] = ..., step: _Optional[_Union[StepMetrics, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., sample: _Optional[_Union[Sample, _Mapping]] = ..., state_change: _Optional[_Union[StateChange, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class RunStarted(_message.Message):
+    __slots__ = ("model_config", "parameter_count", "tokenizer", "train_tokens", "val_tokens", "tokens_per_step", "device", "device_name", "dtype", "peak_flops", "peak_source", "max_iters")
+    MODEL_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    VAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    PEAK_FLOPS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITERS_FIELD_NUMBER: _ClassVar[int]
+    model_config: _models_pb2.ModelConfig
+    parameter_count: int
+    tokenizer: str
+    train_tokens: int
+    val_tokens: int
+    tokens_per_step: int
+    device: str
+    device_name: str
+    dtype: str
+    peak_flops: float
+    peak_source: str
+    max_iters: int
+    def __init__(self, model_config: _Optional[_Union[_models_pb2.ModelConfig, _Mapping]] = ..., parameter_count: _Optional[int] = ..., tokenizer: _Optional[str] = ..., train_tokens: _Optional[int] = ..., val_tokens: _Optional[int] = ..., tokens_per_step: _Optional[int] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., dtype: _Optional[str] = ..., peak_flops: _Optional[float] = ..., peak_source: _Optional[str] = ..., max_iters: _Optional[int] = ...) -> None: ...
+
+class StepMetrics(_message.Message):
+    __slots__ = ("step", "loss", "learning_rate", "grad_norm", "clipped", "step_seconds", "tokens_per_second", "mfu", "tokens", "memory_bytes")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    CLIPPED_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    MFU_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    clipped: bool
+    step_seconds: float
+    tokens_per_second: float
+    mfu: float
+    tokens: int
+    memory_bytes: int
+    def __init__(self, step: _Optional[int] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., grad_norm: _Optional[float] = ..., clipped: _Optional[bool] = ..., step_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., mfu: _Optional[float] = ..., tokens: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class Evaluation(_message.Message):
+    __slots__ = ("step", "train_loss", "val_loss", "is_best", "seconds")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    VAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    IS_BEST_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    train_loss: float
+    val_loss: float
+    is_best: bool
+    seconds: float
+    def __init__(self, step: _Optional[int] = ..., train_loss: _Optional[float] = ..., val_loss: _Optional[float] = ..., is_best: _Optional[bool] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Checkpoint(_message.Message):
+    __slots__ = ("step", "val_loss", "is_best", "size_bytes", "create_time")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    VAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    IS_BEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    val_loss: float
+    is_best: bool
+    size_bytes: int
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, step: _Optional[int] = ..., val_loss: _Optional[float] = ..., is_best: _Optional[bool] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Sample(_message.Message):
+    __slots__ = ("step", "prompt", "text")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    prompt: str
+    text: str
+    def __init__(self, step: _Optional[int] = ..., prompt: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class StateChange(_message.Message):
+    __slots__ = ("state", "reason", "error")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    state: Job.State
+    reason: Job.Reason
+    error: str
+    def __init__(self, state: _Optional[_Union[Job.State, str]] = ..., reason: _Optional[_Union[Job.Reason, str]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetJobRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class GetJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
+class ListJobsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListJobsResponse(_message.Message):
+    __slots__ = ("jobs", "next_page_token")
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[Job]
+    next_page_token: str
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class CancelJobRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class CancelJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
+class PauseJobRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class PauseJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
+class ResumeJobRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class ResumeJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
+class ListCheckpointsRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class ListCheckpointsResponse(_message.Message):
+    __slots__ = ("checkpoints",)
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    checkpoints: _containers.RepeatedCompositeFieldContainer[Checkpoint]
+    def __init__(self, checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ...) -> None: ...
+
+class StreamLogsRequest(_message.Message):
+    __slots__ = ("job_id", "follow")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    follow: bool
+    def __init__(self, job_id: _Optional[str] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class StreamLogsResponse(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
