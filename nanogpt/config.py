@@ -1,0 +1,357 @@
+"""All that a caller may ask for: network shape, hyperparameters, sampling. No torch.
+
+Reads nothing but the presets that ship with the package.
+
+Each field states its type, default, explanation and range in one place. Constructing a config
+checks every field and raises one `InvalidConfig` that names all that are wrong.
+
+    TrainConfig(n_layer=4, dropout=0.0)
+    TrainConfig.from_mapping({**load_preset("train_shakespeare_char").config, "max_iters": 2000})
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from importlib import resources
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that is wrong, and what is allowed there."""
+
+    field: str
+    description: str
+
+
+class InvalidConfig(ValueError):
+    """One or more fields are wrong; `violations` names them all."""
+
+    def __init__(self, violations: list[Violation]) -> None:
+        self.violations = violations
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values a field may take: bounds for numbers, or a list of choices for text."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        if self.choices is not None:
+            return "one of " + ", ".join(self.choices)
+        low = f"[{self.ge:g}" if self.ge is not None else "(-inf"
+        low = f"({self.gt:g}" if self.gt is not None else low
+        high = f"{self.le:g}]" if self.le is not None else "inf)"
+        high = f"{self.lt:g})" if self.lt is not None else high
+        return f"in {low}, {high}"
+
+    def allows(self, value: Any) -> bool:
+        if self.choices is not None:
+            return value in self.choices
+        if isinstance(value, (bool, str)):
+            return True
+        return (
+            math.isfinite(value)
+            and (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+
+def option(default: Any, help: str, **bounds: Any) -> Any:
+    """A dataclass field with its explanation and range (`ge`, `gt`, `le`, `lt`, `choices`)."""
+    return field(default=default, metadata={"help": help, "range": Range(**bounds)})
+
+
+def _type_problem(spec: "Field[Any]", value: Any) -> str | None:
+    """What is wrong with the type of `value`, or None. An int is a fine float; a bool is no int."""
+    expected = str(
+        spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", spec.type)
+    )
+    if value is None:
+        return None if "None" in expected else f"must be {expected}, got nothing"
+    expected = expected.removesuffix(" | None")
+    fits = {
+        "int": isinstance(value, int) and not isinstance(value, bool),
+        "float": isinstance(value, (int, float)) and not isinstance(value, bool),
+        "bool": isinstance(value, bool),
+        "str": isinstance(value, str),
+    }
+    return None if fits.get(expected, True) else f"must be {expected}, got {value!r}"
+
+
+def range_violations(config: Any) -> list[Violation]:
+    """Every field of a config dataclass whose type or range is wrong."""
+    found = []
+    for spec in fields(config):
+        value, allowed = getattr(config, spec.name), spec.metadata.get("range")
+        problem = _type_problem(spec, value)
+        if (
+            problem is None
+            and allowed is not None
+            and value is not None
+            and not allowed.allows(value)
+        ):
+            problem = f"must be {allowed}, got {value!r}"
+        if problem is not None:
+            found.append(Violation(spec.name, problem))
+    return found
+
+
+def unknown_key(key: str, allowed: Iterable[str]) -> Violation:
+    """Says that `key` does not exist and which key was probably meant."""
+    names = sorted(allowed)
+    nearest = difflib.get_close_matches(key, names, n=1)
+    meant = f"did you mean {nearest[0]!r}?" if nearest else "allowed: " + ", ".join(names)
+    return Violation(key, f"unknown key; {meant}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of a GPT-2-style network. Names and defaults follow nanoGPT's GPTConfig."""
+
+    block_size: int = option(1024, "Longest sequence, in tokens.", ge=1, le=1 << 20)
+    vocab_size: int = option(50304, "Rows of the token embedding.", ge=1, le=1 << 24)
+    n_layer: int = option(12, "Transformer blocks.", ge=1, le=1024)
+    n_head: int = option(12, "Attention heads in each block; a divisor of n_embd.", ge=1, le=1024)
+    n_embd: int = option(768, "Width of the residual stream.", ge=1, le=1 << 16)
+    dropout: float = option(0.0, "Probability of dropping an activation.", ge=0, lt=1)
+    bias: bool = option(True, "Whether linear and normalization layers have biases.")
+
+    def __post_init__(self) -> None:
+        found = range_violations(self)
+        if not found and self.n_embd % self.n_head:
+            found = [head_violation(self.n_embd, self.n_head)]
+        if found:
+            raise InvalidConfig(found)
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+
+def head_violation(n_embd: int, n_head: int) -> Violation:
+    return Violation("n_head", f"must divide n_embd; {n_embd} is not a multiple of {n_head}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Hyperparameters of a run: nanoGPT's keys, with the defaults of its Shakespeare preset."""
+
+    eval_interval: int = option(250, "Steps between evaluations.", ge=1)
+    log_interval: int = option(10, "Steps between step events.", ge=1)
+    eval_iters: int = option(200, "Batches of each split in an evaluation.", ge=1)
+    eval_only: bool = option(False, "Evaluate once and end.")
+    always_save_checkpoint: bool = option(
+        False, "Write a checkpoint at each evaluation, improved or not."
+    )
+    init_from: str = option("scratch", "Where weights start: scratch, or the name of a model.")
+    gradient_accumulation_steps: int = option(
+        1, "Micro-batches whose gradients are summed in each step.", ge=1
+    )
+    batch_size: int = option(64, "Sequences in each micro-batch.", ge=1)
+    block_size: int = option(256, "Tokens in each sequence.", ge=1, le=1 << 20)
+    n_layer: int = option(6, "Transformer blocks.", ge=1, le=1024)
+    n_head: int = option(6, "Attention heads in each block; a divisor of n_embd.", ge=1, le=1024)
+    n_embd: int = option(384, "Width of the residual stream.", ge=1, le=1 << 16)
+    dropout: float = option(0.2, "Probability of dropping an activation.", ge=0, lt=1)
+    bias: bool = option(False, "Whether linear and normalization layers have biases.")
+    learning_rate: float = option(1e-3, "Peak learning rate.", gt=0, le=1e3)
+    max_iters: int = option(5000, "Optimizer updates; the run does exactly this many.", ge=1)
+    weight_decay: float = option(0.1, "Decoupled decay of matrices and embeddings.", ge=0, le=1e3)
+    beta1: float = option(0.9, "AdamW's decay of the gradient's mean.", ge=0, lt=1)
+    beta2: float = option(0.99, "AdamW's decay of the gradient's square.", ge=0, lt=1)
+    grad_clip: float = option(1.0, "Largest global norm of the gradient; 0 is off.", ge=0)
+    decay_lr: bool = option(True, "Warm up and decay the learning rate; else it is constant.")
+    warmup_iters: int = option(100, "Steps of linear warm-up.", ge=0)
+    lr_decay_iters: int = option(5000, "Step at which the learning rate reaches min_lr.", ge=1)
+    min_lr: float = option(1e-4, "Learning rate after the decay.", ge=0)
+    device: str = option("auto", "Where to train.", choices=("auto", "cpu", "cuda", "mps"))
+    dtype: str = option(
+        "auto", "Arithmetic type.", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    compile: str = option("auto", "Whether to compile the model.", choices=("auto", "on", "off"))
+    seed: int = option(1337, "Seeds weights, batches, dropout, evaluation.", ge=0, lt=1 << 64)
+    keep_checkpoints: int = option(2, "Newest checkpoints kept beside the best one.", ge=1)
+    checkpoint_interval: int = option(
+        0, "Steps between checkpoints whatever the loss; 0 writes at evaluations only.", ge=0
+    )
+    backend: str = option("auto", "Backend of the process group.", choices=("auto", "gloo", "nccl"))
+    wandb_log: bool = option(False, "Copy metrics to Weights & Biases if it is installed.")
+    wandb_project: str = option("owt", "Weights & Biases project.")
+    wandb_run_name: str = option("gpt2", "Weights & Biases run name.")
+
+    def __post_init__(self) -> None:
+        found = range_violations(self)
+        if not found:
+            if self.n_embd % self.n_head:
+                found.append(head_violation(self.n_embd, self.n_head))
+            if self.decay_lr and self.lr_decay_iters <= self.warmup_iters:
+                found.append(
+                    Violation(
+                        "lr_decay_iters",
+                        f"must be above warmup_iters ({self.warmup_iters}), "
+                        f"got {self.lr_decay_iters}",
+                    )
+                )
+            if self.min_lr > self.learning_rate:
+                found.append(
+                    Violation(
+                        "min_lr",
+                        f"must be in [0, learning_rate] = [0, {self.learning_rate:g}], "
+                        f"got {self.min_lr:g}",
+                    )
+                )
+        if found:
+            raise InvalidConfig(found)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """A config of these values and defaults for the rest. Raises InvalidConfig."""
+        names = [spec.name for spec in fields(cls)]
+        unknown = [unknown_key(key, names) for key in values if key not in names]
+        if unknown:
+            raise InvalidConfig(unknown)
+        return cls(**values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Every field by name; `from_mapping` of it is equal to this config."""
+        return asdict(self)
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        """The shape of the network that this run trains from scratch."""
+        return ModelConfig(
+            block_size=self.block_size,
+            vocab_size=vocab_size,
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_embd=self.n_embd,
+            dropout=self.dropout,
+            bias=self.bias,
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that each optimizer update sees."""
+        return self.gradient_accumulation_steps * self.batch_size * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How each token is chosen. Semantics: protos/nanogpt/v1/inference.proto, SamplingParams."""
+
+    temperature: float = option(1.0, "Softmax temperature; 0 is greedy.", ge=0, le=2)
+    top_k: int | None = option(None, "Sample from the k likeliest tokens only.", ge=1)
+    top_p: float | None = option(
+        None, "Sample from the smallest likeliest set with this total.", gt=0, le=1
+    )
+    min_p: float | None = option(
+        None, "Drop tokens less likely than this share of the likeliest.", ge=0, le=1
+    )
+    repetition_penalty: float = option(1.0, "Weakens tokens in prompt and output.", gt=0, le=10)
+    presence_penalty: float = option(0.0, "Weakens tokens in the output, once.", ge=-2, le=2)
+    frequency_penalty: float = option(0.0, "Weakens by count in the output.", ge=-2, le=2)
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int = option(0, "Seeds the draws.", ge=0, lt=1 << 64)
+
+    def __post_init__(self) -> None:
+        found = range_violations(self)
+        bias_range = Range(ge=-100, le=100)
+        if len(self.logit_bias) > 1024:
+            found.append(
+                Violation(
+                    "logit_bias", f"must have at most 1024 entries, got {len(self.logit_bias)}"
+                )
+            )
+        for token_id, value in self.logit_bias.items():
+            if not bias_range.allows(value):
+                found.append(
+                    Violation(f"logit_bias[{token_id}]", f"must be {bias_range}, got {value!r}")
+                )
+        if found:
+            raise InvalidConfig(found)
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingParams:
+    """When a generation stops. Semantics: protos/nanogpt/v1/inference.proto, StoppingParams."""
+
+    max_new_tokens: int = option(128, "Largest number of tokens to sample.", ge=1, le=65536)
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_new_tokens: int = option(0, "Sample at least this many tokens.", ge=0)
+    ignore_end_of_text: bool = option(False, "Treat end-of-text as any other token.")
+    include_stop_string: bool = option(False, "Return the stop string with the text.")
+    context_overflow: str = option(
+        "roll", "What to do when the window is full.", choices=("roll", "stop", "exact")
+    )
+
+    def __post_init__(self) -> None:
+        found = range_violations(self)
+        if not found and self.min_new_tokens > self.max_new_tokens:
+            found.append(
+                Violation(
+                    "min_new_tokens",
+                    f"must be in [0, max_new_tokens] = [0, {self.max_new_tokens}], "
+                    f"got {self.min_new_tokens}",
+                )
+            )
+        if len(self.stop_strings) > 4:
+            found.append(
+                Violation("stop_strings", f"must be at most 4, got {len(self.stop_strings)}")
+            )
+        for index, text in enumerate(self.stop_strings):
+            if not 1 <= len(text) <= 256:
+                found.append(
+                    Violation(
+                        f"stop_strings[{index}]",
+                        f"must have 1 to 256 characters, got {len(text)}",
+                    )
+                )
+        if len(self.stop_token_ids) > 64:
+            found.append(
+                Violation("stop_token_ids", f"must be at most 64, got {len(self.stop_token_ids)}")
+            )
+        if found:
+            raise InvalidConfig(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A named set of hyperparameters, and the dataset and output name it was made for."""
+
+    name: str
+    config: dict[str, Any]
+    dataset: str | None
+    out_dir: str | None
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package, sorted."""
+    folder = resources.files("nanogpt").joinpath("presets")
+    return sorted(
+        f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")
+    )
+
+
+def load_preset(name: str) -> Preset:
+    """The preset of that name. Raises InvalidConfig naming the nearest one if there is none."""
+    names = preset_names()
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, n=1)
+        meant = f"did you mean {nearest[0]!r}?" if nearest else "there are " + ", ".join(names)
+        raise InvalidConfig([Violation("preset", f"no preset {name!r}; {meant}")])
+    text = resources.files("nanogpt").joinpath(f"presets/{name}.json").read_text("utf-8")
+    values = json.loads(text)
+    dataset, out_dir = values.pop("dataset", None), values.pop("out_dir", None)
+    return Preset(name=name, config=values, dataset=dataset, out_dir=out_dir)
