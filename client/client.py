@@ -1,0 +1,181 @@
+"""Synchronous client of nanogpt-service; client.async_client is its asyncio twin.
+
+Every method raises NanoGPTError. A client may be used from several threads. What a call sends is
+decided in client.calls and client.requests, how a broken stream goes on in client.resume.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+
+import grpc
+
+from client import calls
+from client import methods as rpc
+from client.channel import DEFAULT_SERVER, channel_options
+from client.errors import NanoGPTError
+from client.generation import Generation
+from client.methods import Call, Method, Request, Response
+from client.requests import GenerateOptions, Text, Upload, dataset_spec, generate_request
+from client.resume import MetricsCursor
+from client.status import translated
+from client.streams import SyncCall, read
+from protos.nanogpt.v1.datasets_pb2 import Dataset
+from protos.nanogpt.v1.training_pb2 import Job, StreamMetricsResponse
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _unary(describe: Callable[P, Call[T]]) -> "Callable[Concatenate[Client, P], T]":
+    """A method that makes the described call and returns its response."""
+
+    @wraps(describe)
+    def method(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return client._respond(describe(*args, **kwargs))
+
+    return method
+
+
+def _stream(describe: Callable[P, Call[T]]) -> "Callable[Concatenate[Client, P], Iterator[T]]":
+    """A method that makes the described call and returns its responses as they arrive."""
+
+    @wraps(describe)
+    def method(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        call = describe(*args, **kwargs)
+        return map(call.unpack, read(client._start(call.method, call.request)))
+
+    return method
+
+
+class Client:
+    """Talks to one server, or to every server behind one name.
+
+    `server` is a gRPC target such as `127.0.0.1:50051` or `dns:///nanogpt:50051`.
+    `timeout_seconds` is the deadline of every call, in place of each method's own.
+    """
+
+    def __init__(
+        self, server: str = DEFAULT_SERVER, *, timeout_seconds: float | None = None
+    ) -> None:
+        self._channel = grpc.insecure_channel(server, options=channel_options())
+        self._timeout_seconds = timeout_seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancels running calls and closes the connection."""
+        self._channel.close()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] = "",
+        *,
+        num_samples: int = 1,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        """Continues text or token ids; iterating over the result gives deltas as they arrive."""
+        request = generate_request(prompt, num_samples, options)
+        return Generation(self._start(rpc.GENERATE, request))
+
+    def complete(self, prompt: str | Sequence[int] = "", **options: Unpack[GenerateOptions]) -> str:
+        """The text that continues the prompt, once it is complete."""
+        return "".join(delta.text for delta in self.generate(prompt, **options))
+
+    def watch(self, job_id: str, start_sequence: int = 1) -> Iterator[StreamMetricsResponse]:
+        """A job's events from a sequence number on, until the job ends.
+
+        A lost connection is resumed, without gap or repetition. Only the first connection, a
+        refusal, or 10 minutes without the server raise an error.
+        """
+        cursor = MetricsCursor(job_id, start_sequence)
+        while True:
+            try:
+                for event in read(self._start(rpc.STREAM_METRICS, cursor.request())):
+                    if cursor.accept(event):
+                        yield event
+                return
+            except NanoGPTError as error:
+                pause_seconds = cursor.pause_seconds(error)
+            time.sleep(pause_seconds)
+
+    def jobs(self) -> Iterator[Job]:
+        """Every job, newest first, read page by page."""
+        token = ""
+        while True:
+            page = self._respond(calls.jobs_page(token))
+            yield from page.jobs
+            token = page.next_page_token
+            if not token:
+                return
+
+    def create_dataset(
+        self,
+        name: str = "",
+        text: Text | None = None,
+        *,
+        tokenizer: str = "",
+        val_ratio: float | None = None,
+        encoding: str = "",
+        shipped: str = "",
+    ) -> Dataset:
+        """Uploads text as a dataset, or makes a `shipped` one. Raises what reading `text` does."""
+        upload = Upload(dataset_spec(name, tokenizer, val_ratio, encoding, shipped), text)
+        method = rpc.CREATE_DATASET
+        make = self._channel.stream_unary(
+            method.path, method.request_serializer, method.response_deserializer
+        )
+        try:
+            with translated():
+                response = make(iter(upload), timeout=self._deadline_seconds(method))
+        except NanoGPTError as error:
+            raise upload.error or error from None
+        return response.dataset
+
+    tokenize = _unary(calls.tokenize)
+    detokenize = _unary(calls.detokenize)
+    score = _unary(calls.score)
+    benchmark_inference = _stream(calls.benchmark_inference)
+    benchmark_training = _stream(calls.benchmark_training)
+
+    train = _unary(calls.train)
+    job = _unary(calls.job)
+    cancel = _unary(calls.cancel)
+    pause = _unary(calls.pause)
+    resume = _unary(calls.resume)
+    checkpoints = _unary(calls.checkpoints)
+    logs = _stream(calls.logs)
+
+    models = _unary(calls.models)
+    model = _unary(calls.model)
+    load = _unary(calls.load)
+    unload = _unary(calls.unload)
+    delete_model = _unary(calls.delete_model)
+    import_model = _unary(calls.import_model)
+    export_model = _stream(calls.export_model)
+
+    dataset = _unary(calls.dataset)
+    datasets = _unary(calls.datasets)
+    delete_dataset = _unary(calls.delete_dataset)
+
+    def _deadline_seconds(self, method: Method[Any, Any]) -> float:
+        return method.deadline_seconds if self._timeout_seconds is None else self._timeout_seconds
+
+    def _respond(self, call: Call[T]) -> T:
+        method = call.method
+        make = self._channel.unary_unary(
+            method.path, method.request_serializer, method.response_deserializer
+        )
+        with translated():
+            return call.unpack(make(call.request, timeout=self._deadline_seconds(method)))
+
+    def _start(self, method: Method[Request, Response], request: Request) -> SyncCall[Response]:
+        make = self._channel.unary_stream(
+            method.path, method.request_serializer, method.response_deserializer
+        )
+        return make(request, timeout=self._deadline_seconds(method))

@@ -1,0 +1,201 @@
+"""Every command: its name, arguments, keys and the function that runs it. Help is made of this.
+
+Imports nothing heavy: a command's module is loaded when the command runs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from client.commands.train_keys import TRAIN_KEYS
+from client.keys import (
+    BOOL,
+    FLOAT,
+    INT32,
+    INT64,
+    INTS,
+    SWITCH,
+    TEXT,
+    UINT64,
+    Key,
+    choice,
+)
+
+if TYPE_CHECKING:
+    from client.arguments import Options
+    from client.exit_code import ExitCode
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A word of the command line that has no `--`."""
+
+    name: str
+    meaning: str
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command; `runs` is `module:function` below client.commands."""
+
+    name: str
+    summary: str
+    runs: str
+    arguments: tuple[Argument, ...] = ()
+    keys: tuple[Key, ...] = ()
+    examples: tuple[str, ...] = ()
+
+    def load(self) -> "Callable[[Options], ExitCode]":
+        """The function that runs the command."""
+        module, _, function = self.runs.partition(":")
+        run: Callable[[Options], ExitCode] = getattr(
+            import_module(f"client.commands.{module}"), function
+        )
+        return run
+
+
+SERVER = Key("server", TEXT, "127.0.0.1:50051", "Address of the server.")
+JSON = Key("json", BOOL, False, "Print one JSON object a line.")
+CONFIG = Key("config", TEXT, None, "JSON file with any of these keys.")
+CALL_KEYS = (SERVER, JSON, CONFIG)
+
+MODEL = Key("model", TEXT, None, "NAME, NAME@STEP or job:ID; the newest if empty.", alias="out_dir")
+
+PREPARE = Command(
+    "prepare",
+    "Makes a dataset of a text file, or one of those that ship with the server.",
+    "prepare:prepare",
+    (
+        Argument("WHAT", "textfile, python_reference, shakespeare_char or shakespeare", False),
+        Argument("PATH", "the text file, for textfile", False),
+    ),
+    (
+        Key("output", TEXT, None, "Name of the dataset; made of the file's name if empty."),
+        Key("tokenizer", choice("char", "gpt2"), "char", "One token a character, or GPT-2's."),
+        Key("val_ratio", FLOAT, 0.1, "Fraction kept for validation, in (0, 0.5]."),
+        Key("encoding", TEXT, None, "utf-8 or cp1252; found out if empty."),
+        Key("file", TEXT, None, "Local copy of the text of a dataset that ships."),
+        *CALL_KEYS,
+    ),
+    ("prepare textfile alice.txt --tokenizer=char", "prepare python_reference"),
+)
+
+TRAIN = Command(
+    "train",
+    "Queues a training job and follows it. Ctrl-C stops following; the job goes on.",
+    "training:train",
+    (),
+    (
+        Key("dataset", TEXT, None, "Dataset to train on; needed unless the preset names one."),
+        Key("model", TEXT, None, "Name of the new model; picked if empty.", alias="out_dir"),
+        Key("preset", TEXT, None, "Hyperparameters to start from, such as train_gpt2."),
+        *TRAIN_KEYS,
+        Key("request_id", TEXT, None, "Makes it safe to send the command twice."),
+        Key("detach", BOOL, False, "Queue the job and do not follow it."),
+        *CALL_KEYS,
+    ),
+    (
+        "train --dataset=python_reference --max_iters=2000",
+        "train --preset=train_shakespeare_char --model=bard --compile=false",
+    ),
+)
+
+WATCH = Command(
+    "watch",
+    "Follows a job from its first event, or from a later one, until it ends.",
+    "training:watch",
+    (Argument("JOB", "id of the job"),),
+    (Key("start_sequence", INT64, 1, "Number of the first event to show."), *CALL_KEYS),
+)
+
+SAMPLE = Command(
+    "sample",
+    "Continues a text, printing tokens as they arrive.",
+    "sample:sample",
+    (),
+    (
+        MODEL,
+        Key("start", TEXT, "\n", "Text to continue, or FILE:PATH for the text of a file."),
+        Key("num_samples", INT32, 1, "Independent continuations."),
+        Key("max_new_tokens", INT32, 500, "Largest number of tokens in each."),
+        Key("temperature", FLOAT, 0.8, "Softmax temperature, in [0, 2]; 0 is greedy."),
+        Key("top_k", INT32, 200, "Sample from the k likeliest tokens only."),
+        Key("top_p", FLOAT, None, "Sample from the smallest likeliest set with this total."),
+        Key("min_p", FLOAT, None, "Drop tokens less likely than this share of the likeliest."),
+        Key("seed", UINT64, None, "Seeds the draws; random if empty."),
+        Key("stop", TEXT, None, "Stop when this text appears."),
+        *CALL_KEYS,
+    ),
+    ('sample --start="To be" --max_new_tokens=100', "sample --start=FILE:prompt.txt --top_p=0.9"),
+)
+
+INFERENCE_BENCH_KEYS = (
+    MODEL,
+    Key("concurrency", INTS, (1, 8), "Numbers of concurrent requests to measure."),
+    Key("prompt_tokens", INT32, 16, "Random tokens in each prompt."),
+    Key("completion_tokens", INT32, 64, "Tokens sampled by each request."),
+    Key("requests", INT32, None, "Requests at each concurrency; 4 for each if empty."),
+)
+TRAINING_BENCH_KEYS = (
+    Key("batch_size", INT32, 12, "Sequences in each step."),
+    Key("block_size", INT32, 1024, "Tokens in each sequence."),
+    Key("n_layer", INT32, 12, "Transformer blocks."),
+    Key("n_head", INT32, 12, "Attention heads in each block; a divisor of n_embd."),
+    Key("n_embd", INT32, 768, "Width of the residual stream."),
+    Key("dropout", FLOAT, 0.0, "Probability of dropping an activation, in [0, 1)."),
+    Key("bias", BOOL, False, "Whether linear and normalization layers have biases."),
+    Key("dataset", TEXT, None, "Dataset to read batches from; random tokens if empty."),
+    Key("real_data", BOOL, True, "false takes random tokens even if a dataset is named."),
+    Key("device", TEXT, "auto", "The device that the server uses: only auto."),
+    Key("dtype", TEXT, "auto", "Arithmetic: auto, float32, bfloat16 or float16."),
+    Key("compile", SWITCH, "off", "Whether to compile the model; true and false also do."),
+    Key("warmup_steps", INT32, 10, "Steps that are run and not counted."),
+    Key("steps", INT32, 20, "Steps that are counted."),
+)
+BENCH = Command(
+    "bench",
+    "Measures how fast a model generates, or how long a training step takes.",
+    "bench:bench",
+    (),
+    (
+        Key("mode", choice("inference", "training"), "inference", "What to measure."),
+        *INFERENCE_BENCH_KEYS,
+        *TRAINING_BENCH_KEYS,
+        Key("seed", UINT64, 1337, "Seeds prompts, weights and batches."),
+        *CALL_KEYS,
+    ),
+    ("bench --concurrency=1,8,32", "bench --mode=training --n_layer=6 --n_embd=384 --n_head=6"),
+)
+
+JOB_ID = Argument("JOB", "id of the job")
+MODEL_NAME = Argument("MODEL", "NAME, NAME@STEP or job:ID")
+
+COMMANDS = (
+    PREPARE,
+    TRAIN,
+    WATCH,
+    SAMPLE,
+    BENCH,
+    Command("jobs", "Lists jobs, newest first.", "jobs:jobs", (), CALL_KEYS),
+    Command(
+        "job", "Shows one job and where each setting came from.", "jobs:job", (JOB_ID,), CALL_KEYS
+    ),
+    Command(
+        "cancel",
+        "Stops a job after its step, with a checkpoint.",
+        "jobs:cancel",
+        (JOB_ID,),
+        CALL_KEYS,
+    ),
+    Command("models", "Lists models, newest first.", "models:models", (), CALL_KEYS),
+    Command(
+        "load", "Loads a model and keeps it in memory.", "models:load", (MODEL_NAME,), CALL_KEYS
+    ),
+    Command("unload", "Frees a model's memory.", "models:unload", (MODEL_NAME,), CALL_KEYS),
+    Command("datasets", "Lists datasets, newest first.", "datasets:datasets", (), CALL_KEYS),
+    Command("version", "Prints the client's version.", "version:version"),
+    Command("help", "Explains a command.", "help:help", (Argument("COMMAND", "which one", False),)),
+)
+BY_NAME = {command.name: command for command in COMMANDS}

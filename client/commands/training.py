@@ -1,0 +1,51 @@
+"""Commands that follow a job: train a new one, watch an old one."""
+
+from typing import cast
+
+from client.arguments import Options
+from client.commands.connection import connect
+from client.commands.figures import count
+from client.commands.follow import follow, how_to_go_on
+from client.commands.output import print_json
+from client.commands.train_keys import TRAIN_KEYS
+from client.exit_code import ExitCode
+from client.requests import ConfigValue
+from protos.nanogpt.v1.training_pb2 import Job
+
+
+def train(options: Options) -> ExitCode:
+    with connect(options) as client:
+        job = client.train(
+            options.text("dataset"),
+            model=options.text("model"),
+            preset=options.text("preset"),
+            request_id=options.text("request_id"),
+            **cast(dict[str, ConfigValue], options.some(TRAIN_KEYS)),
+        )
+        if options.flag("json"):
+            print_json(job)
+        else:
+            print(_queued_text(job), flush=True)
+        if options.flag("detach"):
+            if not options.flag("json"):
+                print(how_to_go_on(job))
+            return ExitCode.DONE
+        return follow(client, job, 1, options.flag("json"))
+
+
+def watch(options: Options) -> ExitCode:
+    with connect(options) as client:
+        job = client.job(options.arguments[0])
+        start_sequence = cast(int, options["start_sequence"])
+        return follow(client, job, start_sequence, options.flag("json"))
+
+
+def _queued_text(job: Job) -> str:
+    """The job and which of its settings are not the defaults."""
+    lines = [f"job {job.id} trains {job.model} on {job.dataset}"]
+    if job.queue_position:
+        lines[0] += f", after {count(job.queue_position)} others"
+    for key, origin in sorted(job.config_origin.items()):
+        if origin != "default":
+            lines.append(f"  {key} = {getattr(job.config, key)} ({origin})")
+    return "\n".join(lines)

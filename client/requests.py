@@ -1,0 +1,154 @@
+"""Plain arguments in, request messages out. Checks names and types; the server checks ranges."""
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+from google.protobuf.message import Message
+
+from protos.nanogpt.v1.datasets_pb2 import CreateDatasetRequest, DatasetSpec
+from protos.nanogpt.v1.inference_pb2 import (
+    GenerateRequest,
+    ResponseOptions,
+    SamplingParams,
+    ScoreRequest,
+    StoppingParams,
+    TokenIds,
+)
+from protos.nanogpt.v1.training_pb2 import TrainConfig, TrainRequest
+
+M = TypeVar("M", bound=Message)
+
+ConfigValue = bool | int | float | str
+"""Value of a hyperparameter."""
+
+Text = Path | bytes | Iterable[bytes]
+"""Text to upload: a file, all of its bytes, or its bytes in pieces."""
+
+CHUNK_BYTES = 1 << 20
+"""Most text that one message of an upload may carry."""
+
+
+class GenerateOptions(TypedDict, total=False):
+    """How to continue a prompt. Ranges and defaults: protos/nanogpt/v1/inference.proto.
+
+    None is the same as leaving the option out.
+    """
+
+    model: str
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    max_new_tokens: int | None
+    stop_strings: Sequence[str]
+    stop_token_ids: Sequence[int]
+    min_new_tokens: int | None
+    ignore_end_of_text: bool
+    include_stop_string: bool
+    context_overflow: str  # "roll", "stop" or "exact"
+    logprobs: bool
+    top_logprobs: int
+
+
+def generate_request(
+    prompt: str | Sequence[int], num_samples: int, options: GenerateOptions
+) -> GenerateRequest:
+    """A request to continue text or token ids. TypeError for an option that does not exist."""
+    unknown = options.keys() - GenerateOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"generate has no option {', '.join(sorted(unknown))}")
+    values: dict[str, Any] = dict(options)
+    if "context_overflow" in values:
+        values["context_overflow"] = f"CONTEXT_OVERFLOW_{values['context_overflow'].upper()}"
+    request = GenerateRequest(
+        model=options.get("model", ""),
+        sampling=_part(SamplingParams, values),
+        stopping=_part(StoppingParams, values),
+        response=_part(ResponseOptions, values),
+        num_samples=num_samples,
+    )
+    if isinstance(prompt, str):
+        request.prompt = prompt
+    else:
+        request.prompt_token_ids.ids.extend(prompt)
+    return request
+
+
+def _part(kind: type[M], values: Mapping[str, Any]) -> M:
+    """A message of those values that are fields of its kind."""
+    return kind(**{name: values[name] for name in kind.DESCRIPTOR.fields_by_name if name in values})
+
+
+def score_request(text: str | Sequence[int], model: str) -> ScoreRequest:
+    """A request to score text or token ids."""
+    if isinstance(text, str):
+        return ScoreRequest(model=model, text=text)
+    return ScoreRequest(model=model, token_ids=TokenIds(ids=text))
+
+
+def train_request(
+    dataset: str, model: str, preset: str, request_id: str, config: Mapping[str, ConfigValue]
+) -> TrainRequest:
+    """A request to train; keys of `config` are fields of TrainConfig, else ValueError.
+
+    Without a `request_id` it gets a random one, so that sending it twice starts one job.
+    """
+    values: dict[str, Any] = dict(config)
+    return TrainRequest(
+        dataset=dataset,
+        model=model,
+        preset=preset,
+        request_id=request_id or str(uuid.uuid4()),
+        config=TrainConfig(**values),
+    )
+
+
+def dataset_spec(
+    name: str, tokenizer: str, val_ratio: float | None, encoding: str, shipped: str
+) -> DatasetSpec:
+    """What to make; `tokenizer` is "char", "gpt2" or, for the default, empty."""
+    return DatasetSpec(
+        name=name,
+        tokenizer=f"TOKENIZER_{tokenizer.upper() or 'UNSPECIFIED'}",
+        val_ratio=val_ratio,
+        encoding=encoding,
+        shipped=shipped,
+    )
+
+
+class Upload:
+    """Messages of one upload. `error` is what reading the text raised, which gRPC would hide."""
+
+    def __init__(self, spec: DatasetSpec, text: Text | None) -> None:
+        self._spec, self._text = spec, text
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[CreateDatasetRequest]:
+        yield CreateDatasetRequest(spec=self._spec)
+        try:
+            for chunk in _chunks(self._text):
+                yield CreateDatasetRequest(text=chunk)
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def _chunks(text: Text | None) -> Iterator[bytes]:
+    """The text in pieces that fit into a message."""
+    if text is None:
+        return
+    if isinstance(text, Path):
+        with text.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+        return
+    for piece in [text] if isinstance(text, bytes) else text:
+        for start in range(0, len(piece), CHUNK_BYTES):
+            yield piece[start : start + CHUNK_BYTES]

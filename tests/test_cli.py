@@ -1,0 +1,527 @@
+"""Every command against a server with canned answers: what it sends, prints and exits with."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from fake_server import MAX_ITERS, WORDS, Break, FakeServer, job, recorded_events, rich_status
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2 as details_pb
+
+from client.cli import main
+from client.commands import figures
+from client.commands.output import as_json
+from client.commands.prepare import dataset_name
+from client.exit_code import ExitCode
+from protos.nanogpt.v1.datasets_pb2 import TOKENIZER_GPT2, CreateDatasetRequest
+from protos.nanogpt.v1.inference_pb2 import BenchmarkRequest, GenerateRequest
+from protos.nanogpt.v1.training_pb2 import (
+    Job,
+    ListJobsRequest,
+    StateChange,
+    StreamMetricsRequest,
+    TrainRequest,
+)
+
+ROOT = Path(__file__).parent.parent
+SEPARATOR = "-" * 50
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with FakeServer() as server:
+        monkeypatch.setenv("NANOGPT_SERVER", server.address)
+        yield server
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command in this process: exit code, stdout, stderr."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(words)
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run
+
+
+def start(*words: str, **options) -> subprocess.Popen:
+    """A command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "client", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def objects(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# sample
+
+
+def test_sample_sends_the_gems_defaults(server, run):
+    code, out, err = run("sample")
+    assert (code, out) == (0, "\n" + "".join(WORDS) + "\n")
+    assert err == "bard at step 2,000, seed 7\n"
+    (request,) = server.asked(GenerateRequest)
+    assert (request.prompt, request.model, request.num_samples) == ("\n", "", 1)
+    assert request.stopping.max_new_tokens == 500
+    assert request.sampling.temperature == pytest.approx(0.8)
+    assert request.sampling.top_k == 200
+    for unset in ("top_p", "min_p", "seed"):
+        assert not request.sampling.HasField(unset)
+
+
+def test_sample_sends_what_it_is_told(server, run, tmp_path):
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("Où êtes-vous ?", "utf-8")
+    run(
+        "sample",
+        f"--start=FILE:{prompt}",
+        "--out_dir=job:j1",
+        "--top_p=0.9",
+        "--min_p=0.05",
+        "--seed=42",
+        "--stop=\n\n",
+        "--temperature=0",
+    )
+    (request,) = server.asked(GenerateRequest)
+    assert (request.prompt, request.model) == ("Où êtes-vous ?", "job:j1")
+    assert request.sampling.top_p == pytest.approx(0.9)
+    assert request.sampling.min_p == pytest.approx(0.05)
+    assert request.sampling.seed == 42
+    assert request.sampling.HasField("temperature") and request.sampling.temperature == 0
+    assert request.stopping.stop_strings == ["\n\n"]
+
+
+def test_several_samples_come_whole_and_in_order(server, run):
+    _, out, _ = run("sample", "--num_samples=3", "--start=>")
+    samples = out.removesuffix("\n").split(f"\n{SEPARATOR}\n")
+    assert samples == [">" + "".join(f"{i}{word}" for word in WORDS) for i in range(3)]
+
+
+def test_tokens_are_printed_as_they_arrive(server):
+    process = start("sample", "--start=hold", stdout=subprocess.PIPE)
+    shown = ""
+    while not shown.endswith(WORDS[0]):  # the server holds the rest back
+        shown += process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert shown == "hold" + WORDS[0]
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert err.endswith("interrupted\n")
+    assert server.generate_ended.wait(5)
+
+
+def test_sample_as_json_is_the_stream(server, run):
+    code, out, err = run("sample", "--json", "--seed=18446744073709551615")
+    assert (code, err) == (0, "")
+    started, *deltas, finished = objects(out)
+    assert started["started"]["sampling"]["seed"] == 2**64 - 1
+    assert started["started"]["sampling"]["temperature"] == 0.8
+    assert [delta["delta"]["text"] for delta in deltas] == list(WORDS)
+    assert finished["finished"]["usage"]["completion_tokens"] == 3
+
+
+def test_a_failure_in_the_middle_ends_the_text_first(server, run):
+    code, out, err = run("sample", "--start=fail")
+    assert (code, out) == (1, "fail" + WORDS[0] + "\n")
+    assert "model bard is damaged" in err and "operator" in err
+
+
+def test_a_reader_that_leaves_early_is_no_error(server):
+    with start("sample", "--json", stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == ExitCode.FAILED
+
+
+# train and watch
+
+
+def test_train_sends_only_what_was_given(server, run, tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text('{"dataset": "plays", "dropout": 0.0}')
+    code, _, _ = run("train", f"--config={file}", "--preset=train_gpt2", "--compile=False")
+    assert code == 0
+    (request,) = server.asked(TrainRequest)
+    assert (request.dataset, request.preset, request.model) == ("plays", "train_gpt2", "")
+    assert {field.name: value for field, value in request.config.ListFields()} == {
+        "dropout": 0.0,
+        "compile": "off",
+    }
+
+
+def test_train_follows_the_job_in_plain_lines(server, run):
+    code, out, err = run("train", "--dataset=plays", "--max_iters=30")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "job new1 trains bard on plays, after 2 others",
+        "  max_iters = 30 (request)",
+        "state: running",
+        "10,745,088 parameters on cpu (a [fast] one), float32; "
+        "char tokens: 1,000 train, 100 val; 30 steps of 64",
+        "step 10/30  loss 3.0000  12,345 tokens/s  MFU 12.3 %  0:10 left",
+        "step 20/30  loss 2.0000  12,345 tokens/s  MFU 12.3 %  0:05 left",
+        "step 30/30  loss 1.0000  12,345 tokens/s  MFU 12.3 %  0:00 left",
+        "step 30: train loss 1.0000, val loss 1.2500, the best so far",
+        "step 30: checkpoint of 43.1 MB",
+        "step 30: wrote 'To be\\nor'",
+        "state: succeeded",
+        "Try it: python -m client sample --model=bard",
+    ]
+
+
+def test_train_may_leave_the_job_alone(server, run):
+    code, out, _ = run("train", "--dataset=plays", "--detach")
+    assert code == 0
+    assert "python -m client watch new1" in out and "python -m client cancel new1" in out
+    assert not server.asked(StreamMetricsRequest)
+
+
+def test_train_as_json_is_the_job_and_its_events(server, run):
+    code, out, _ = run("train", "--dataset=plays", "--json")
+    queued, state, *events, heartbeat, end = objects(out)
+    assert code == 0
+    assert (queued["id"], queued["state"], queued["config"]["max_iters"]) == (
+        "new1",
+        "STATE_QUEUED",
+        MAX_ITERS,
+    )
+    assert state["state_change"]["state"] == "STATE_RUNNING"
+    assert [event["sequence"] for event in events] == [1, 2, 3, 4, 5, 6, 7]
+    assert heartbeat["heartbeat"] == {}
+    assert end["state_change"]["state"] == "STATE_SUCCEEDED"
+
+
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [
+        (
+            StateChange(
+                state=Job.STATE_FAILED, reason=Job.REASON_DIVERGED, error="The loss is NaN."
+            ),
+            "error: job new1 failed (diverged): The loss is NaN.\n",
+        ),
+        (
+            StateChange(state=Job.STATE_CANCELLED, reason=Job.REASON_REQUESTED),
+            "error: job new1 cancelled (requested)\n",
+        ),
+    ],
+)
+def test_a_job_that_does_not_succeed_is_a_failure(server, run, end, text):
+    server.end = end
+    code, _, err = run("train", "--dataset=plays")
+    assert (code, err) == (ExitCode.FAILED, text)
+
+
+def test_watch_starts_where_it_is_told(server, run):
+    code, out, _ = run("watch", "j1", "--start_sequence=5", "--json")
+    assert code == 0
+    assert [e["sequence"] for e in objects(out) if "sequence" in e] == [5, 6, 7]
+
+
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(server):
+    server.breaks.append(Break(after=2))  # then silent
+    process = start("train", "--dataset=plays", stdout=subprocess.PIPE)
+    while not process.stdout.readline().startswith("step 10/30"):
+        pass
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "python -m client watch new1" in err and "python -m client cancel new1" in err
+
+
+def test_a_lost_connection_shows_and_heals(server, run, caplog):
+    status = rich_status(grpc.StatusCode.UNAVAILABLE, "stopping")
+    server.breaks.append(Break(2, status))
+    code, out, _ = run("watch", "j1")
+    assert code == 0
+    assert sum(line.startswith("step ") for line in out.splitlines()) == 6
+    assert "asking again from number 3" in caplog.text
+
+
+def test_a_terminal_shows_a_progress_bar(server):
+    controller, terminal = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = start("watch", "j1", stdout=terminal, env=env)
+    os.close(terminal)
+    shown = b""
+    try:
+        while data := os.read(controller, 65536):
+            shown += data
+    except OSError:  # Linux's end of file for a terminal that nobody holds open
+        pass
+    os.close(controller)
+    assert process.communicate(timeout=10)[1] == ""
+    assert process.returncode == 0
+    text = shown.decode()
+    for expected in (
+        "10,745,088 parameters",
+        "30/30",
+        "loss 1.0000",
+        "val 1.2500",
+        "12,345 tokens/s",
+        "MFU 12.3 %",
+        "a [fast] one",
+        "state: succeeded",
+    ):
+        assert expected in text
+
+
+# prepare
+
+
+def test_prepare_uploads_a_file(server, run, tmp_path):
+    path = tmp_path / "Alice's Book.txt"
+    path.write_bytes(b"text" * 500_000)
+    code, out, err = run(
+        "prepare", "textfile", str(path), "--tokenizer=gpt2", "--val_ratio=0.2", "--encoding=cp1252"
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("dataset alice_s_book: 2,000,000 characters")
+    first, *rest = server.asked(CreateDatasetRequest)
+    assert (first.spec.name, first.spec.tokenizer) == ("alice_s_book", TOKENIZER_GPT2)
+    assert (first.spec.val_ratio, first.spec.encoding) == (0.2, "cp1252")
+    assert b"".join(message.text for message in rest) == path.read_bytes()
+
+
+def test_prepare_names_the_dataset_as_told(server, run, tmp_path):
+    path = tmp_path / "text"
+    path.write_text("text")
+    code, out, _ = run("prepare", "textfile", str(path), "--output=plays", "--json")
+    assert code == 0
+    assert objects(out)[0]["name"] == "plays"
+
+
+@pytest.mark.parametrize("name", ["python_reference", "shakespeare_char", "shakespeare"])
+def test_prepare_asks_for_what_ships(server, run, name):
+    assert run("prepare", name)[0] == 0
+    (request,) = server.asked(CreateDatasetRequest)
+    assert (request.spec.shipped, request.spec.name) == (name, "")
+    assert not request.spec.HasField("val_ratio") and not request.spec.tokenizer
+
+
+def test_prepare_sends_a_local_copy_of_what_ships(server, run, tmp_path):
+    path = tmp_path / "input.txt"
+    path.write_text("First Citizen")
+    code, _, _ = run("prepare", "shakespeare", f"--file={path}", "--output=bard")
+    assert code == 0
+    first, text = server.asked(CreateDatasetRequest)
+    assert (first.spec.shipped, first.spec.name) == ("shakespeare", "bard")
+    assert text.text == b"First Citizen"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("alice.txt", "alice"),
+        ("Alice's Book.txt", "alice_s_book"),
+        ("_Œuvre 2.tar.gz", "uvre_2_tar"),
+        ("a" * 100, "a" * 63),
+    ],
+)
+def test_names_of_datasets_are_made_of_names_of_files(file, name):
+    assert dataset_name(Path("/some/where") / file) == name
+
+
+# bench
+
+
+def test_bench_shows_a_row_for_each_concurrency(server, run):
+    code, out, _ = run("bench", "--concurrency=1,4", "--model=bard", "--seed=3")
+    assert code == 0
+    assert out.startswith("cpu (a [fast] one), float32, 2 threads, 100 GFLOP/s\n")
+    rows = [line.split() for line in out.splitlines() if line.lstrip()[:1].isdigit()]
+    assert [row[:3] for row in rows] == [["1", "4", "100.0"], ["4", "16", "400.0"]]
+    assert "1.0 / 2.0 / 3.0" in out and "25.0 %" in out
+    (request,) = server.asked(BenchmarkRequest)
+    assert (request.inference.model, request.inference.seed) == ("bard", 3)
+
+
+def test_bench_of_training_takes_the_gems_keys(server, run):
+    code, out, _ = run(
+        "bench",
+        "--mode=training",
+        "--n_layer=2",
+        "--bias=true",
+        "--dataset=plays",
+        "--real_data=false",
+        "--device=auto",
+        "--compile=True",
+    )
+    assert code == 0
+    assert "1.0 / 2.0 / 3.0" in out and "50.0 %" in out
+    (request,) = server.asked(BenchmarkRequest)
+    assert {field.name: value for field, value in request.training.ListFields()} == {
+        "n_layer": 2,
+        "bias": True,
+        "compile": "on",
+    }
+
+
+def test_a_shared_environment_does_not_disturb_bench(server, run, monkeypatch):
+    monkeypatch.setenv("NANOGPT_DEVICE", "cpu")  # the server's own setting
+    monkeypatch.setenv("NANOGPT_DATASET", "plays")  # for train
+    assert run("bench")[0] == 0
+
+
+def test_bench_as_json(server, run):
+    _, out, _ = run("bench", "--json")
+    assert [line["inference"]["concurrency"] for line in objects(out)] == [1, 8]
+
+
+# Lists and single things
+
+
+def test_jobs(server, run):
+    server.jobs = [job("j2", step=10, remaining_seconds=3700), job("j1", state=Job.STATE_SUCCEEDED)]
+    code, out, _ = run("jobs")
+    assert code == 0
+    header, running, done = [line.split() for line in out.splitlines()]
+    assert header[:2] == ["job", "state"]
+    assert running[:5] == ["j2", "running", "bard", "plays", "10/30"] and "1:01:40" in running
+    assert done[:2] == ["j1", "succeeded"]
+
+
+def test_jobs_as_json_reads_all_pages(server, run):
+    _, out, _ = run("jobs", "--json")
+    assert [line["id"] for line in objects(out)] == ["j3", "j2", "j1"]
+    assert len(server.asked(ListJobsRequest)) == 2
+
+
+def test_job_shows_where_settings_come_from(server, run):
+    code, out, _ = run("job", "j1")
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert ["job", "j1"] in lines
+    assert ["max_iters", "30", "request"] in lines
+    assert ["n_layer", "2", "default"] in lines
+
+
+def test_cancel(server, run):
+    assert run("cancel", "j1")[:2] == (0, "job j1: cancelling (requested)\n")
+
+
+def test_models_load_unload(server, run):
+    code, out, _ = run("models")
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines() if "unloaded" in line] == [
+        ["bard", "unloaded", "2,000"],
+        ["poet", "unloaded", "2,000"],
+    ]
+    assert run("load", "bard")[:2] == (0, "bard: loaded\n")
+    assert run("unload", "bard")[:2] == (0, "bard: unloaded\n")
+
+
+def test_datasets(server, run):
+    code, out, _ = run("datasets")
+    assert code == 0
+    assert ["plays", "gpt2"] in [line.split()[:2] for line in out.splitlines()]
+    assert "python_reference: A manual." in out
+    assert [line["name"] for line in objects(run("datasets", "--json")[1])] == ["plays"]
+
+
+def test_lines_are_not_cut_when_they_go_to_a_file(server, run):
+    server.jobs = [job("j" * 300)]
+    assert "j" * 300 in run("jobs")[1]
+
+
+# Failures
+
+
+def test_violations_come_one_a_line(server, run):
+    wrong = details_pb.BadRequest(
+        field_violations=[
+            details_pb.BadRequest.FieldViolation(field="config.n_head", description="must divide"),
+            details_pb.BadRequest.FieldViolation(field="config.dropout", description="too high"),
+        ]
+    )
+    server.failures["Train"].append(
+        rich_status(grpc.StatusCode.INVALID_ARGUMENT, "config.n_head: ...", wrong)
+    )
+    code, out, err = run("train", "--dataset=plays")
+    assert (code, out) == (ExitCode.FAILED, "")
+    assert err.splitlines() == [
+        "error: the server refuses this request",
+        "  config.n_head: must divide",
+        "  config.dropout: too high",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "detail", "advice"),
+    [
+        ("NOT_FOUND", details_pb.ResourceInfo(resource_type="nanogpt.v1.model"), "client models"),
+        ("RESOURCE_EXHAUSTED", details_pb.RetryInfo(retry_delay=Duration(seconds=2)), "2.0 s"),
+        ("DEADLINE_EXCEEDED", details_pb.ErrorInfo(), "too slow"),
+        ("UNIMPLEMENTED", details_pb.ErrorInfo(), "older"),
+        ("INTERNAL", details_pb.ErrorInfo(metadata={"error_id": "e42"}), "e42"),
+        ("ALREADY_EXISTS", details_pb.ErrorInfo(), ""),
+    ],
+)
+def test_failures_say_what_to_do(server, run, code, detail, advice):
+    server.failures["LoadModel"].append(rich_status(grpc.StatusCode[code], "because", detail))
+    exit_code, out, err = run("load", "bard")
+    assert (exit_code, out) == (ExitCode.FAILED, "")
+    assert err.startswith("error: because\n") and advice in err
+
+
+def test_an_unreachable_server_is_told_apart(run):
+    with FakeServer() as gone:
+        pass
+    code, _, err = run("load", "bard", f"--server={gone.address}")
+    assert code == ExitCode.UNREACHABLE
+    assert gone.address in err and "python -m server" in err and "NANOGPT_SERVER" in err
+
+
+def test_a_stopping_server_says_when_to_come_back(server, run):
+    server.failures["LoadModel"].append(
+        rich_status(
+            grpc.StatusCode.UNAVAILABLE,
+            "the server stops",
+            details_pb.ErrorInfo(reason="UNAVAILABLE"),
+            details_pb.RetryInfo(retry_delay=Duration(seconds=1)),
+        )
+    )
+    code, _, err = run("load", "bard")
+    assert code == ExitCode.UNREACHABLE
+    assert err == "error: the server stops\nTry again in 1.0 s.\n"
+
+
+# Figures
+
+
+def test_figures():
+    assert [figures.duration(s) for s in (0, 59.6, 249, 3849)] == [
+        "0:00",
+        "1:00",
+        "4:09",
+        "1:04:09",
+    ]
+    assert [figures.size(n) for n in (999, 1000, 43_100_000, 2 * 10**12)] == [
+        "999 B",
+        "1.0 kB",
+        "43.1 MB",
+        "2.0 TB",
+    ]
+
+
+def test_json_keeps_integers_and_times():
+    event = recorded_events()[0]
+    event.time.FromMilliseconds(1_700_000_000_500)
+    shown = as_json(event)
+    assert shown["time"] == "2023-11-14T22:13:20.500Z"
+    assert shown["started"]["train_tokens"] == 1000
+    assert "model_config" not in shown["started"]  # unset stays unset
