@@ -1,0 +1,15 @@
+"""Training jobs: queued in SQLite, run one at a time in their own process, followed by readers.
+
+job          what a job is                          no I/O
+queue        whose turn it is, which state follows  no I/O
+verdict      what the end of a trainer means        no I/O
+progress     what the recorded events amount to     no I/O
+store        the database
+launcher     starts the trainer's process
+tail         reads the record as it grows, for any number of subscribers
+ledger       commits each change of state and tells everybody who watches
+telemetry    recorded events to Prometheus
+supervisor   runs the queue
+submission   checks what a caller asks for and fills in the rest
+service      all of the above, as the server sees it
+"""

@@ -1,0 +1,133 @@
+"""Lets jobs into the queue, one after the other, each of them durably and once.
+
+What was accepted is on disk before `submit` returns: the run directory first, then the row that
+makes it a job. What a job has to look like is submission.py's.
+"""
+
+import asyncio
+import errno
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nanogpt import durable
+from nanogpt.checkpoint import CheckpointDamaged, publish_model
+from nanogpt.training.run_directory import RunSpec
+from server.dataset_store import DatasetStore
+from server.errors import AlreadyExists, DataLoss, NotFound, ResourceExhausted
+from server.jobs.job import Job, JobState, Standing, new_job_id
+from server.jobs.ledger import Ledger
+from server.jobs.submission import Models, Plan, Submission, free_name, plan
+
+QUEUE_FULL_RETRY_SECONDS = 60.0
+"""A place in the queue becomes free when a job ends, which takes minutes."""
+
+INIT_FOLDER = "init"
+"""In a run directory: the weights it starts from, safe from whoever deletes their origin."""
+
+
+class Admission:
+    """Checks submissions and queues them as jobs."""
+
+    def __init__(
+        self, ledger: Ledger, datasets: DatasetStore, models: Models, max_queued_jobs: int
+    ) -> None:
+        self._ledger = ledger
+        self._datasets = datasets
+        self._models = models
+        self._max_queued_jobs = max_queued_jobs
+        self._one_at_a_time = asyncio.Lock()
+
+    async def submit(self, submission: Submission) -> Job:
+        """The job as it was queued, or the one that an earlier call with this request id queued.
+
+        Raises InvalidArgument, NotFound, AlreadyExists, ResourceExhausted, DataLoss.
+        """
+        canonical = submission.canonical()
+        async with self._one_at_a_time:
+            if submission.request_id:
+                earlier = await self._ledger.store.with_request_id(submission.request_id)
+                if earlier is not None:
+                    if earlier.request == canonical:
+                        return earlier
+                    raise AlreadyExists(
+                        "request",
+                        submission.request_id,
+                        f"request_id {submission.request_id!r} was used for another job; "
+                        "a new job needs a new one",
+                    )
+            planned = await asyncio.to_thread(plan, submission, self._datasets, self._models)
+            with _full_disk_is_exhausted():
+                return await self._accept(submission, planned, canonical)
+
+    async def _accept(self, submission: Submission, planned: Plan, canonical: str) -> Job:
+        """Queues a job, everything on disk."""
+        # jobs before models: one that ends meanwhile has its model published by then
+        unfinished = await self._ledger.store.unfinished()
+
+        def is_taken(name: str) -> bool:
+            return any(job.model == name for job in unfinished) or self._models.has(name)
+
+        model = submission.model or free_name(planned.names, is_taken)
+        if is_taken(model):
+            raise AlreadyExists("model", model)
+        if sum(job.state is JobState.QUEUED for job in unfinished) >= self._max_queued_jobs:
+            raise ResourceExhausted(
+                f"{self._max_queued_jobs} jobs wait already; try again when one has ended",
+                QUEUE_FULL_RETRY_SECONDS,
+                limit="queued_jobs",
+            )
+        newest = await self._ledger.store.newest(1)
+        now = time.time()
+        job = Job(
+            id=new_job_id(now, newest[0].id if newest else None),
+            model=model,
+            dataset=planned.dataset,
+            config=planned.config,
+            config_origin=planned.config_origin,
+            create_time=now,
+            request_id=submission.request_id or None,
+            request=canonical,
+            standing=Standing(JobState.QUEUED, since=now),
+        )
+        await asyncio.to_thread(self._write_run, job, planned.init_checkpoint)
+        await self._ledger.add(job)
+        return job
+
+    def _write_run(self, job: Job, init_checkpoint: Path | None) -> None:
+        run = self._ledger.directory(job.id)
+        if init_checkpoint is not None:
+            try:
+                publish_model(init_checkpoint, run.path / INIT_FOLDER)
+            except FileNotFoundError:  # deleted meanwhile
+                raise NotFound("model", job.config.init_from) from None
+            except CheckpointDamaged:
+                name = job.config.init_from
+                raise DataLoss("model", name, f"model {name!r} is damaged") from None
+        run.write_spec(
+            RunSpec(
+                job_id=job.id,
+                model=job.model,
+                dataset_dir=f"../../datasets/{job.dataset}",
+                config=job.config,
+                init_checkpoint=INIT_FOLDER if init_checkpoint is not None else None,
+            )
+        )
+        durable.sync_folder(run.path.parent)
+
+
+@contextmanager
+def _full_disk_is_exhausted() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        full = (
+            error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if isinstance(error, OSError)
+            else error.sqlite_errorcode == sqlite3.SQLITE_FULL
+        )
+        if not full:
+            raise
+        raise ResourceExhausted("the server's disk is full", limit="disk") from None

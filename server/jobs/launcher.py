@@ -1,0 +1,101 @@
+"""Starts the trainer as a process of this machine. It knows no jobs, only run directories.
+
+Never a fork of this process, which gRPC does not survive, but a fresh interpreter. The two share
+the run directory, signals, and a pipe: the trainer reads end-of-file from its standard input when
+the server is gone, however it went, and then saves its work and leaves.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from nanogpt.training.run_directory import RunDirectory
+
+
+class Trainer(Protocol):
+    """A trainer at work."""
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended; negative is the signal that ended it."""
+
+    def terminate(self) -> None:
+        """Asks it to finish its step, write a checkpoint and leave."""
+
+    def kill(self) -> None:
+        """Ends it, and the processes it started, at once."""
+
+
+class Launcher(Protocol):
+    """Starts trainers. Another one may start them elsewhere, on a shared folder."""
+
+    async def start(self, run: RunDirectory) -> Trainer:
+        """A trainer for this run. Raises OSError if it cannot be started."""
+
+
+class LocalLauncher:
+    """Runs `python -m nanogpt.training RUN_DIR --watch-stdin` on this machine."""
+
+    def __init__(
+        self,
+        threads: int | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "nanogpt.training"),
+    ) -> None:
+        self._command = list(command)
+        self._environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
+        if threads is not None:
+            self._environment["OMP_NUM_THREADS"] = str(threads)
+
+    async def start(self, run: RunDirectory) -> "LocalTrainer":
+        """A trainer whose output is appended to the run's log. Raises OSError."""
+        pipe_read, pipe_write = os.pipe()  # not inherited, but for the end given to the child
+        try:
+            with run.log_path.open("ab") as log:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    str(run.path.absolute()),
+                    "--watch-stdin",
+                    stdin=pipe_read,
+                    stdout=log,
+                    stderr=asyncio.subprocess.STDOUT,
+                    env=self._environment,
+                    start_new_session=True,  # Ctrl-C in the server's terminal is not for it
+                )
+        except BaseException:
+            os.close(pipe_write)
+            raise
+        finally:
+            os.close(pipe_read)
+        return LocalTrainer(process, pipe_write)
+
+
+class LocalTrainer:
+    """A trainer's process, with the pipe that tells it that the server lives."""
+
+    def __init__(self, process: asyncio.subprocess.Process, pipe: int) -> None:
+        self._process = process
+        self._pipe: int | None = pipe
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended; negative is the signal that ended it."""
+        exit_code = await self._process.wait()
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
+        return exit_code
+
+    def terminate(self) -> None:
+        """Asks it to finish its step, write a checkpoint and leave."""
+        if self._process.returncode is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """Ends it, and the processes it started, at once."""
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)  # it leads a session of its own

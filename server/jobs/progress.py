@@ -1,0 +1,52 @@
+"""What a run's recorded events amount to: how far it is and how long it will take. No I/O."""
+
+from dataclasses import dataclass, replace
+
+from nanogpt.config import TrainConfig
+from nanogpt.training.events import CheckpointWritten, Evaluation, Event, RunStarted, StepMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A run after its first `sequence` events."""
+
+    sequence: int = 0
+    step: int = 0
+    """Optimizer updates done, as far as the events tell."""
+    run: RunStarted | None = None
+    latest_step: StepMetrics | None = None
+    latest_evaluation: Evaluation | None = None
+    best_val_loss: float | None = None
+    """Lowest validation loss so far, in nats."""
+    checkpoint_step: int | None = None
+    """Step of the newest checkpoint."""
+
+    def after(self, event: Event) -> "Progress":
+        """The run one event later."""
+        body = event.body
+        now = replace(self, sequence=event.sequence)
+        if isinstance(body, RunStarted):
+            return replace(now, run=body)
+        now = replace(now, step=max(self.step, body.step))
+        if isinstance(body, StepMetrics):
+            return replace(now, latest_step=body)
+        if isinstance(body, CheckpointWritten):
+            return replace(now, checkpoint_step=body.step)
+        if isinstance(body, Evaluation):
+            best = self.best_val_loss
+            if best is None or body.val_loss < best:
+                best = body.val_loss
+            return replace(now, latest_evaluation=body, best_val_loss=best)
+        return now
+
+    def remaining_seconds(self, config: TrainConfig) -> float | None:
+        """Estimated time until the last step, evaluations included; None before the first step."""
+        if self.latest_step is None:
+            return None
+        steps = max(0, config.max_iters - self.step)
+        seconds = steps * self.latest_step.step_seconds
+        if self.latest_evaluation is not None:
+            last = self.latest_evaluation.step
+            evaluations = -(-(config.max_iters - last) // config.eval_interval)  # rounded up
+            seconds += evaluations * self.latest_evaluation.seconds
+        return seconds

@@ -1,0 +1,211 @@
+"""Everything about training jobs that the rest of the server needs, in one object.
+
+    jobs = await JobService.open(data_dir, ...)   # puts nothing in motion yet
+    jobs.start()
+    report = await jobs.submit(Submission(dataset="python_reference"))
+    ...
+    await jobs.drain(20)                          # the trainer saves its work and leaves
+    await jobs.close()
+
+It speaks neither protobuf nor HTTP.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta, list_checkpoints, read_meta
+from server.dataset_store import DatasetStore
+from server.errors import Unavailable
+from server.jobs.admission import Admission
+from server.jobs.job import Job, JobState
+from server.jobs.launcher import Launcher
+from server.jobs.ledger import Ledger
+from server.jobs.progress import Progress
+from server.jobs.publication import publish_best
+from server.jobs.queue import positions
+from server.jobs.store import JobStore
+from server.jobs.submission import Models, Submission
+from server.jobs.supervisor import Publish, Supervisor
+from server.jobs.tail import Subscription
+from server.jobs.telemetry import Telemetry
+from server.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A job, how far it is, and how many jobs start before it (None unless it waits)."""
+
+    job: Job
+    progress: Progress
+    queue_position: int | None
+
+
+class JobService:
+    """Accepts, runs, follows and cancels training jobs. Create with `open`."""
+
+    def __init__(
+        self, store: JobStore, ledger: Ledger, admission: Admission, supervisor: Supervisor
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._admission = admission
+        self._supervisor = supervisor
+        self._changing: set[asyncio.Task[Any]] = set()
+        self._draining = False
+
+    @classmethod
+    async def open(
+        cls,
+        data_dir: Path,
+        *,
+        datasets: DatasetStore,
+        models: Models,
+        launcher: Launcher,
+        metrics: Metrics,
+        max_queued_jobs: int,
+        max_crashes: int,
+        publish: Publish = publish_best,
+        first_backoff_seconds: float = 1.0,
+    ) -> Self:
+        """Opens the job database of a data folder.
+
+        Raises DataLoss if it is damaged, FailedPrecondition if a newer server made it.
+        """
+        runs = data_dir / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        store = await JobStore.open(data_dir / "jobs.sqlite")
+        ledger = Ledger(store, runs, metrics)
+        await ledger.count()
+        admission = Admission(ledger, datasets, models, max_queued_jobs)
+        supervisor = Supervisor(
+            ledger,
+            launcher,
+            Telemetry(metrics),
+            models=data_dir / "models",
+            publish=publish,
+            max_crashes=max_crashes,
+            first_backoff_seconds=first_backoff_seconds,
+        )
+        return cls(store, ledger, admission, supervisor)
+
+    def start(self) -> None:
+        """Begins to run jobs; those that a previous server left unfinished go on."""
+        self._supervisor.start()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Accepts no more jobs, stops the trainer with a checkpoint and sends followers away.
+
+        A trainer that takes longer than `grace_seconds` is killed; its job goes on from the
+        checkpoint before. Every job that has not ended goes on at the next start.
+        """
+        self._draining = True
+        await self._supervisor.drain(grace_seconds)
+        self._ledger.close()
+        await asyncio.gather(*self._changing, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Closes the database."""
+        await self._store.close()
+
+    async def submit(self, submission: Submission) -> Report:
+        """The job as it was queued, or the one that an earlier call with this request id queued.
+
+        Raises InvalidArgument, NotFound, AlreadyExists, ResourceExhausted, Unavailable, DataLoss.
+        """
+        if self._draining:
+            raise Unavailable("the server is stopping; ask again later")
+        return await self._report(await self._to_the_end(self._submit(submission)))
+
+    async def cancel(self, job_id: str) -> Report:
+        """The job, about to end or ended. Raises NotFound."""
+        return await self._report(await self._to_the_end(self._supervisor.cancel(job_id)))
+
+    async def report(self, job_id: str) -> Report:
+        """The job as it is now. Raises NotFound."""
+        return await self._report(await self._ledger.job(job_id))
+
+    async def page(self, size: int, before: str | None) -> tuple[list[Report], str | None]:
+        """At most `size` jobs, newest first, older than job `before`; and the id to go on from.
+
+        Raises NotFound if there is no job `before`.
+        """
+        if before is not None:
+            await self._ledger.job(before)
+        jobs = await self._store.newest(size + 1, before)
+        places = positions(await self._store.in_states([JobState.QUEUED]))
+        reports = [
+            Report(job, await self._ledger.progress(job), places.get(job.id)) for job in jobs[:size]
+        ]
+        return reports, jobs[size - 1].id if len(jobs) > size else None
+
+    @asynccontextmanager
+    async def follow(self, job_id: str, start_sequence: int) -> AsyncIterator[Subscription]:
+        """The job's state, its events from a sequence number on, and what will happen.
+
+        Raises NotFound, Unavailable.
+        """
+        if self._draining:
+            raise Unavailable("the server is stopping; ask again later")
+        async with self._ledger.tail(job_id) as tail:
+            yield tail.subscribe(start_sequence)
+
+    async def checkpoints(self, job_id: str) -> list[CheckpointMeta]:
+        """The job's checkpoints on disk, newest first; damaged ones are left out and logged.
+
+        Raises NotFound.
+        """
+        await self._ledger.job(job_id)
+        folder = self._ledger.directory(job_id).checkpoints_path
+        return await asyncio.to_thread(_read_checkpoints, folder)
+
+    async def datasets_in_use(self) -> set[str]:
+        """Datasets of jobs that have not ended."""
+        return {job.dataset for job in await self._store.unfinished()}
+
+    async def models_in_training(self) -> set[str]:
+        """Names that are taken by jobs that have not ended."""
+        return {job.model for job in await self._store.unfinished()}
+
+    async def _submit(self, submission: Submission) -> Job:
+        job = await self._admission.submit(submission)
+        self._supervisor.wake()
+        return job
+
+    async def _report(self, job: Job) -> Report:
+        place = None
+        if job.state is JobState.QUEUED:
+            waiting = positions(await self._store.in_states([JobState.QUEUED]))
+            place = waiting.get(job.id, 0)  # if its turn has come since, none is before it
+        return Report(job, await self._ledger.progress(job), place)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Does `work` as a whole, even if the caller goes away in the middle of it."""
+        task = asyncio.ensure_future(work)
+        self._changing.add(task)
+        task.add_done_callback(self._changed)
+        return await asyncio.shield(task)
+
+    def _changed(self, task: asyncio.Task[Any]) -> None:
+        self._changing.discard(task)
+        task.exception()  # if the caller has gone, nobody else asks
+
+
+def _read_checkpoints(folder: Path) -> list[CheckpointMeta]:
+    found = []
+    for checkpoint in reversed(list_checkpoints(folder)):
+        try:
+            found.append(read_meta(checkpoint))
+        except FileNotFoundError:  # pruned meanwhile
+            continue
+        except CheckpointDamaged as error:
+            logger.warning("a checkpoint is left out: %s", error)
+    return found

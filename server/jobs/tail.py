@@ -1,0 +1,172 @@
+"""Reads a run's record as it grows, once, for any number of subscribers.
+
+One `Tail` reads each new event from disk and keeps the latest in memory. A subscriber has a place
+of its own in the record: at the end it takes events from memory, further back it reads the file
+itself, piece by piece. So a slow one misses nothing, repeats nothing, holds little memory, and
+slows down neither the trainer nor the others.
+
+Changes of the job's state are not part of the record; each is placed behind the events that had
+been read when it happened.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from nanogpt.training.events import Event, from_json_line
+from server.errors import DataLoss, Unavailable
+from server.jobs.job import Standing
+from server.jobs.progress import Progress
+
+RECENT_EVENTS = 512
+"""Events kept in memory for subscribers who keep up."""
+
+PIECE_BYTES = 1 << 18
+"""How much of a record is read at a time: bounds the memory of those who are behind."""
+
+
+class RecordReader:
+    """Follows a record that may still grow, in pieces. For one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> list[Event]:
+        """The next complete events, about PIECE_BYTES of them; none if nothing is new.
+
+        Raises DataLoss for a line that is no event.
+        """
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                piece = file.read(PIECE_BYTES)
+                if b"\n" not in piece:
+                    piece += file.readline()
+        except FileNotFoundError:
+            return []
+        complete = piece[: piece.rfind(b"\n") + 1]  # what follows is not a line yet
+        try:
+            events = [from_json_line(line.decode()) for line in complete.splitlines()]
+        except ValueError:
+            job = self._path.parent.name
+            raise DataLoss("job record", job, f"the record of job {job} is damaged") from None
+        self._offset += len(complete)
+        return events
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """The job's state changed after the event of this sequence number had been read."""
+
+    after_sequence: int
+    standing: Standing
+
+
+class Tail:
+    """One job's record and state, as they are known by now. Belongs to the event loop."""
+
+    def __init__(self, path: Path, standing: Standing) -> None:
+        self.path = path
+        self.progress = Progress()
+        self.standing = standing
+        self._reader = RecordReader(path)
+        self._recent: deque[Event] = deque(maxlen=RECENT_EVENTS)
+        self._changes: list[_Change] = []
+        self._closed = False
+        self._news = asyncio.Event()
+
+    async def refresh(self, observe: Callable[[Event], None] | None = None) -> None:
+        """Takes in what was recorded since the last call, and shows each event to `observe`.
+
+        One caller at a time. Raises DataLoss if the record is damaged.
+        """
+        while piece := await asyncio.to_thread(self._reader.read):
+            for event in piece:
+                self.progress = self.progress.after(event)
+                if observe is not None:
+                    observe(event)
+            self._recent.extend(piece)
+            self._wake()
+
+    def publish(self, standing: Standing) -> None:
+        """Tells subscribers that the job's state changed, after all events read so far."""
+        self.standing = standing
+        self._changes.append(_Change(self.progress.sequence, standing))
+        self._wake()
+
+    def close(self) -> None:
+        """Sends subscribers away, once they have all there is: the server stops."""
+        self._closed = True
+        self._wake()
+
+    def subscribe(self, start_sequence: int) -> "Subscription":
+        """A reader from that event on, who first gets the present state."""
+        return Subscription(self, start_sequence)
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class Subscription:
+    """One reader's place in a job's record."""
+
+    def __init__(self, tail: Tail, start_sequence: int) -> None:
+        self._tail = tail
+        self._next_sequence = start_sequence
+        self._next_change = len(tail._changes)
+        self._first: Standing | None = tail.standing
+        self._replay = RecordReader(tail.path)
+        self._piece: list[Event] = []  # read by `_replay`, but not due yet
+
+    async def next(self, silence_seconds: float) -> list[Event] | Standing | None:
+        """What comes next: events, or the job's state.
+
+        An empty list means that nothing happened for `silence_seconds`; None, that the job has
+        ended and everything was said. Raises Unavailable when the server stops.
+        """
+        tail = self._tail
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        while True:
+            news = tail._news  # taken before looking, so that nothing slips between
+            change = (
+                tail._changes[self._next_change] if self._next_change < len(tail._changes) else None
+            )
+            last = change.after_sequence if change else tail.progress.sequence
+            if self._next_sequence <= last:
+                if events := await self._events(last):
+                    return events
+            elif change:
+                self._next_change += 1
+                return change.standing
+            elif tail.standing.state.is_final:
+                return None
+            elif tail._closed:
+                raise Unavailable("the server is stopping; ask again for the next event")
+            else:
+                try:
+                    await asyncio.wait_for(news.wait(), silence_seconds)
+                except TimeoutError:
+                    return []
+
+    async def _events(self, last: int) -> list[Event]:
+        """Some of the events up to sequence number `last`, from the reader's place on."""
+        recent = self._tail._recent
+        if recent[0].sequence <= self._next_sequence:
+            first = recent[0].sequence
+            found = list(islice(recent, self._next_sequence - first, last - first + 1))
+        else:
+            piece = self._piece or await asyncio.to_thread(self._replay.read)
+            if not piece:
+                raise DataLoss("job record", self._tail.path.parent.name, "the record is cut short")
+            found = [event for event in piece if self._next_sequence <= event.sequence <= last]
+            self._piece = [event for event in piece if event.sequence > last]
+        if found:
+            self._next_sequence = found[-1].sequence + 1
+        return found

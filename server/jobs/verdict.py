@@ -1,0 +1,87 @@
+"""What the end of a trainer's process means for its job. Pure policy: no I/O, no clock.
+
+| the process                          | the job                                                |
+|--------------------------------------|--------------------------------------------------------|
+| did all its steps                    | SUCCEEDED, once its model is published                 |
+| refused the spec, dataset, loss, size| FAILED, with the sentence that the trainer printed     |
+| ended otherwise while the server stops| QUEUED at its old place; the next server goes on      |
+| saved a checkpoint and left (75)     | RECOVERING; somebody asked it to, so it is not charged |
+| crashed                              | RECOVERING, after more than `max_crashes` FAILED       |
+
+Crashes are counted in a row: a new checkpoint in between starts the count again, because a job
+that gets on is not in a loop.
+"""
+
+import signal
+
+from nanogpt.training.run_directory import ExitCode
+from server.jobs.job import JobReason, JobState, Standing
+
+_FAILURES = {
+    ExitCode.BAD_CONFIG: (JobReason.BAD_CONFIG, "the configuration cannot be used"),
+    ExitCode.BAD_DATASET: (JobReason.BAD_DATASET, "the dataset cannot be used"),
+    ExitCode.DIVERGED: (
+        JobReason.DIVERGED,
+        "the loss or a gradient was not finite; try a lower learning_rate",
+    ),
+    ExitCode.OUT_OF_MEMORY: (
+        JobReason.OUT_OF_MEMORY,
+        "memory ran out; try a smaller batch_size, block_size or model",
+    ),
+}
+
+
+def is_crash(exit_code: int | None) -> bool:
+    """Whether a trainer ended in a way it should not; None is one that could not be started."""
+    return exit_code is None or exit_code not in list(ExitCode)
+
+
+def judge(
+    exit_code: int | None,
+    *,
+    error_line: str | None,
+    draining: bool,
+    crashes: int,
+    max_crashes: int,
+) -> Standing:
+    """Where the job stands after this end of its trainer.
+
+    `error_line` is what the trainer said to the user, `crashes` counts those in a row, this one
+    included.
+    """
+    if exit_code == ExitCode.DONE:
+        return Standing(JobState.SUCCEEDED)
+    if exit_code in _FAILURES:
+        reason, sentence = _FAILURES[ExitCode(exit_code)]
+        return Standing(JobState.FAILED, reason, error_line or sentence)
+    if draining:
+        return Standing(JobState.QUEUED, JobReason.SERVER_RESTART)
+    if not is_crash(exit_code):
+        return Standing(JobState.RECOVERING)
+    if crashes <= max_crashes:
+        return Standing(JobState.RECOVERING, JobReason.CRASHED)
+    times = "once" if crashes == 1 else f"{crashes} times in a row"
+    said = f": {error_line}" if error_line else ""
+    return Standing(
+        JobState.FAILED,
+        JobReason.CRASH_LOOP,
+        f"the trainer crashed {times}, last {_describe(exit_code)}{said}",
+    )
+
+
+def backoff_seconds(crashes: int, first_seconds: float, longest_seconds: float = 60.0) -> float:
+    """Pause before the next start: doubles with each crash in a row."""
+    return float(min(longest_seconds, first_seconds * 2.0 ** max(0, crashes - 1)))
+
+
+def _describe(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "because its process could not be started"
+    if exit_code >= 0:
+        return f"with exit code {exit_code}"
+    if exit_code == -signal.SIGKILL:
+        return "by SIGKILL, which is how an operating system without memory stops a process"
+    try:
+        return f"by {signal.Signals(-exit_code).name}"
+    except ValueError:  # real-time signals have no name
+        return f"by signal {-exit_code}"

@@ -1,0 +1,226 @@
+"""TrainingService: wire <-> JobService, and nothing else.
+
+Contract: protos/nanogpt/v1/training.proto. Methods that are not here answer UNIMPLEMENTED.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from nanogpt.checkpoint import CheckpointMeta
+from nanogpt.config import Violation
+from nanogpt.training.events import (
+    CheckpointWritten,
+    Evaluation,
+    Event,
+    RunStarted,
+    Sample,
+    StepMetrics,
+)
+from protos.nanogpt.v1 import models_pb2
+from protos.nanogpt.v1 import training_pb2 as pb
+from protos.nanogpt.v1 import training_pb2_grpc as pb_grpc
+from server.errors import InvalidArgument, NotFound
+from server.jobs.job import Attempt, JobState, Standing
+from server.jobs.service import JobService, Report
+from server.jobs.submission import Submission
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+HEARTBEAT_SECONDS = 15.0
+"""Longest silence on a stream: proxies cut quiet ones, commonly after 60 s."""
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+
+COMPILE_SWITCHES = {"true": "on", "false": "off"}
+"""nanoGPT's `compile` is a boolean."""
+
+
+class TrainingService(pb_grpc.TrainingServiceServicer):
+    """Queues training jobs and reports their progress."""
+
+    def __init__(self, jobs: JobService, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+        self._jobs = jobs
+        self._heartbeat_seconds = heartbeat_seconds
+
+    async def Train(self, request: pb.TrainRequest, context: Context) -> pb.TrainResponse:
+        return pb.TrainResponse(job=_job(await self._jobs.submit(_submission(request))))
+
+    async def StreamMetrics(self, request: pb.StreamMetricsRequest, context: Context) -> None:
+        if request.start_sequence < 0:
+            problem = f"must be at least 0, got {request.start_sequence}"
+            raise InvalidArgument([Violation("start_sequence", problem)])
+        first = max(1, request.start_sequence)
+        async with self._jobs.follow(request.job_id, first) as subscription:
+            while True:
+                news = await subscription.next(self._heartbeat_seconds)
+                if news is None:
+                    return
+                if isinstance(news, Standing):
+                    await context.write(_state_change(news))
+                elif not news:
+                    await context.write(_heartbeat())
+                else:
+                    for event in news:
+                        await context.write(_event(event))
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
+        return pb.GetJobResponse(job=_job(await self._jobs.report(request.id)))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+            problem = f"must be in [0, {MAX_PAGE_SIZE}], got {request.page_size}"
+            raise InvalidArgument([Violation("page_size", problem)])
+        try:
+            reports, next_page_token = await self._jobs.page(
+                request.page_size or DEFAULT_PAGE_SIZE, request.page_token or None
+            )
+        except NotFound:
+            problem = "must be the next_page_token of an earlier response"
+            raise InvalidArgument([Violation("page_token", problem)]) from None
+        return pb.ListJobsResponse(
+            jobs=[_job(report) for report in reports], next_page_token=next_page_token
+        )
+
+    async def CancelJob(
+        self, request: pb.CancelJobRequest, context: Context
+    ) -> pb.CancelJobResponse:
+        return pb.CancelJobResponse(job=_job(await self._jobs.cancel(request.id)))
+
+    async def ListCheckpoints(
+        self, request: pb.ListCheckpointsRequest, context: Context
+    ) -> pb.ListCheckpointsResponse:
+        found = await self._jobs.checkpoints(request.job_id)
+        best_step = found[0].best_step if found else None  # the newest one knows them all
+        return pb.ListCheckpointsResponse(
+            checkpoints=[_checkpoint(meta, meta.step == best_step) for meta in found]
+        )
+
+
+def _submission(request: pb.TrainRequest) -> Submission:
+    config = {spec.name: value for spec, value in request.config.ListFields()}
+    if "compile" in config:
+        config["compile"] = COMPILE_SWITCHES.get(config["compile"].lower(), config["compile"])
+    return Submission(
+        model=request.model,
+        dataset=request.dataset,
+        preset=request.preset,
+        config=config,
+        request_id=request.request_id,
+    )
+
+
+def _job(report: Report) -> pb.Job:
+    job, progress = report.job, report.progress
+    return pb.Job(
+        id=job.id,
+        model=job.model,
+        dataset=job.dataset,
+        config=pb.TrainConfig(**job.config.to_mapping()),
+        config_origin=job.config_origin,
+        state=_state(job.standing),
+        reason=_reason(job.standing),
+        error=job.standing.error,
+        queue_position=report.queue_position,
+        step=progress.step,
+        run=_run_started(progress.run) if progress.run else None,
+        latest_step=_step(progress.latest_step) if progress.latest_step else None,
+        latest_evaluation=(
+            _evaluation(progress.latest_evaluation) if progress.latest_evaluation else None
+        ),
+        best_val_loss=progress.best_val_loss,
+        remaining_seconds=_remaining_seconds(report),
+        create_time=_timestamp(job.create_time),
+        start_time=_timestamp(job.start_time),
+        end_time=_timestamp(job.end_time),
+        attempts=[_attempt(attempt) for attempt in job.attempts],
+    )
+
+
+def _remaining_seconds(report: Report) -> float | None:
+    running = report.job.state is JobState.RUNNING
+    return report.progress.remaining_seconds(report.job.config) if running else None
+
+
+def _attempt(attempt: Attempt) -> pb.Job.Attempt:
+    return pb.Job.Attempt(
+        number=attempt.number,
+        start_time=_timestamp(attempt.start_time),
+        end_time=_timestamp(attempt.end_time),
+        exit_code=attempt.exit_code,
+    )
+
+
+def _state(standing: Standing) -> str:
+    return f"STATE_{standing.state}"  # protobuf takes the names of enum values
+
+
+def _reason(standing: Standing) -> str:
+    return f"REASON_{standing.reason}"
+
+
+def _state_change(standing: Standing) -> pb.StreamMetricsResponse:
+    return pb.StreamMetricsResponse(
+        time=_timestamp(standing.since),
+        state_change=pb.StateChange(
+            state=_state(standing), reason=_reason(standing), error=standing.error
+        ),
+    )
+
+
+def _heartbeat() -> pb.StreamMetricsResponse:
+    now = Timestamp()
+    now.GetCurrentTime()
+    return pb.StreamMetricsResponse(time=now, heartbeat=pb.Heartbeat())
+
+
+def _event(event: Event) -> pb.StreamMetricsResponse:
+    message = pb.StreamMetricsResponse(sequence=event.sequence, time=_timestamp(event.time))
+    match event.body:
+        case RunStarted() as body:
+            message.started.CopyFrom(_run_started(body))
+        case StepMetrics() as body:
+            message.step.CopyFrom(_step(body))
+        case Evaluation() as body:
+            message.evaluation.CopyFrom(_evaluation(body))
+        case Sample() as body:
+            message.sample.CopyFrom(pb.Sample(**asdict(body)))
+        case CheckpointWritten() as body:
+            message.checkpoint.CopyFrom(_checkpoint(body, body.is_best))
+    return message
+
+
+def _run_started(body: RunStarted) -> pb.RunStarted:
+    values = asdict(body)
+    shape = values.pop("model_config")
+    del shape["dropout"]  # training only: not part of a network's shape
+    return pb.RunStarted(model_config=models_pb2.ModelConfig(**shape), **values)
+
+
+def _step(body: StepMetrics) -> pb.StepMetrics:
+    return pb.StepMetrics(**asdict(body))
+
+
+def _evaluation(body: Evaluation) -> pb.Evaluation:
+    return pb.Evaluation(**asdict(body))
+
+
+def _checkpoint(found: CheckpointWritten | CheckpointMeta, is_best: bool) -> pb.Checkpoint:
+    return pb.Checkpoint(
+        step=found.step,
+        val_loss=found.val_loss,
+        is_best=is_best,
+        size_bytes=found.size_bytes,
+        create_time=_timestamp(found.create_time),
+    )
+
+
+def _timestamp(seconds: float | None) -> Timestamp | None:
+    if seconds is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromMicroseconds(round(seconds * 1e6))
+    return timestamp

@@ -1,0 +1,164 @@
+"""The process around a trainer, with small scripts in its place."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nanogpt.training.run_directory import RunDirectory
+from server.jobs.launcher import LocalLauncher, LocalTrainer
+from server.jobs.trainer_log import error_line, log_size
+
+SAYS_HOW_IT_WAS_STARTED = """
+import json, os, sys
+print(json.dumps([sys.argv[1:], os.environ["GRPC_ENABLE_FORK_SUPPORT"],
+                  os.environ.get("OMP_NUM_THREADS"), os.getsid(0) == os.getpid()]))
+print("to stderr", file=sys.stderr)
+"""
+
+WAITS_FOR_END_OF_FILE = """
+import sys
+print("ready", flush=True)
+sys.exit(75 if sys.stdin.read() == "" else 1)
+"""
+
+LEAVES_ON_SIGTERM = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("ready", flush=True)
+signal.pause()
+"""
+
+HEARS_NOTHING_AND_HAS_A_CHILD = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("ready", child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
+
+
+async def start(run: RunDirectory, script: str, threads: int | None = None) -> LocalTrainer:
+    path = run.path / "trainer.py"
+    path.write_text(script)
+    return await LocalLauncher(threads, command=(sys.executable, str(path))).start(run)
+
+
+async def ready(run: RunDirectory) -> list[str]:
+    """The first line that the trainer printed."""
+    while not run.log_path.read_text().endswith("\n"):
+        await asyncio.sleep(0.01)
+    return run.log_path.read_text().split()
+
+
+async def gone(pid: int) -> None:
+    """Returns once the process has ended, whether or not its parent knows."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_trainer_gets_its_run_and_an_environment_of_its_own(run: RunDirectory) -> None:
+    trainer = await start(run, SAYS_HOW_IT_WAS_STARTED, threads=3)
+    assert await trainer.wait() == 0
+    log = run.log_path.read_text()
+    assert f'[["{run.path}", "--watch-stdin"], "0", "3", true]' in log
+    assert "to stderr" in log
+
+
+async def test_the_log_goes_on_after_a_restart(run: RunDirectory) -> None:
+    for _ in range(2):
+        assert await (await start(run, "print('hello')")).wait() == 0
+    assert run.log_path.read_text() == "hello\nhello\n"
+
+
+async def test_sigterm_asks_and_the_exit_code_tells(run: RunDirectory) -> None:
+    trainer = await start(run, LEAVES_ON_SIGTERM)
+    await ready(run)
+    trainer.terminate()
+    assert await trainer.wait() == 75
+    trainer.terminate()  # of a trainer that has gone: nothing happens
+    trainer.kill()
+
+
+async def test_kill_takes_the_children_along(run: RunDirectory) -> None:
+    trainer = await start(run, HEARS_NOTHING_AND_HAS_A_CHILD)
+    child_pid = int((await ready(run))[1])
+    trainer.terminate()
+    trainer.kill()
+    assert await trainer.wait() == -signal.SIGKILL
+    await gone(child_pid)
+
+
+async def test_the_pipe_stays_open_while_the_server_lives(run: RunDirectory) -> None:
+    trainer = await start(run, WAITS_FOR_END_OF_FILE)
+    await ready(run)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(trainer.wait()), 0.1)
+    trainer.kill()
+    assert await trainer.wait() == -signal.SIGKILL
+
+
+async def test_a_dead_server_is_an_end_of_file(run: RunDirectory) -> None:
+    """A server is started, starts a trainer, and is killed at once."""
+    (run.path / "trainer.py").write_text(WAITS_FOR_END_OF_FILE)
+    server = f"""
+import asyncio, os, signal, sys
+from pathlib import Path
+from nanogpt.training.run_directory import RunDirectory
+from server.jobs.launcher import LocalLauncher
+
+async def main():
+    launcher = LocalLauncher(command=(sys.executable, {str(run.path / "trainer.py")!r}))
+    trainer = await launcher.start(RunDirectory(Path({str(run.path)!r})))
+    print(trainer.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", server, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    await gone(int(output))
+
+
+async def test_no_descriptor_is_left_behind(run: RunDirectory) -> None:
+    await (await start(run, "")).wait()
+    before = psutil.Process().num_fds()
+    for _ in range(5):
+        await (await start(run, "")).wait()
+    assert psutil.Process().num_fds() == before
+
+
+async def test_a_program_that_is_not_there_is_an_error(run: RunDirectory) -> None:
+    before = psutil.Process().num_fds()
+    with pytest.raises(OSError):
+        await LocalLauncher(command=("/no/such/program",)).start(run)
+    assert psutil.Process().num_fds() == before
+
+
+def test_only_the_line_for_the_user_is_read_from_the_log(run: RunDirectory) -> None:
+    log = run.log_path
+    assert error_line(log, 0) is None
+    assert log_size(log) == 0
+    log.write_text("error: of long ago\n")
+    since = log_size(log)
+    assert error_line(log, 0) == "of long ago"
+    assert error_line(log, since) is None
+    with log.open("a") as file:
+        file.write("Traceback\nValueError: error: no\nerror: first\nerror: the loss was NaN\n")
+    assert error_line(log, since) == "the loss was NaN"
+    with log.open("ab") as file:
+        file.write(b"\xff" * (1 << 17))
+    assert error_line(log, since) is None  # too far up to be the last words

@@ -1,0 +1,475 @@
+"""The policy of the queue, with trainers that are scripted."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from fake_trainer import (
+    FakeLauncher,
+    FakeTrainer,
+    Script,
+    checkpoint,
+    crash,
+    fails_with,
+    for_ever,
+    open_jobs,
+    reached,
+    record,
+    started,
+    step,
+    succeed,
+    until_terminated,
+)
+
+from nanogpt.training.run_directory import ExitCode, RunDirectory
+from server.jobs.job import Job, JobReason, JobState, Standing
+from server.jobs.publication import NameTaken
+from server.jobs.service import JobService
+from server.jobs.submission import Submission
+from server.metrics import Metrics
+
+Open = Callable[..., Awaitable[JobService]]
+
+
+@pytest.fixture
+async def open_(tmp_path: Path) -> AsyncIterator[Open]:
+    """Opens services on one data folder; stops those that are left at the end."""
+    opened: list[JobService] = []
+
+    async def open_service(*scripts: Script, **options: object) -> JobService:
+        jobs = await open_jobs(tmp_path, FakeLauncher(*scripts), **options)
+        opened.append(jobs)
+        return jobs
+
+    yield open_service
+    for jobs in opened:
+        await jobs.drain(0)
+        await jobs.close()
+
+
+async def submit(jobs: JobService, **changes: object) -> str:
+    return (await jobs.submit(Submission(dataset="tiny", **changes))).job.id
+
+
+async def job(jobs: JobService, job_id: str) -> Job:
+    return (await jobs.report(job_id)).job
+
+
+async def history(jobs: JobService, job_id: str) -> str:
+    return " ".join(await jobs._store.history(job_id))
+
+
+def launcher(jobs: JobService) -> FakeLauncher:
+    found = jobs._supervisor._launcher
+    assert isinstance(found, FakeLauncher)
+    return found
+
+
+async def died(jobs: JobService) -> None:
+    """Leaves the database as a server killed at this moment does."""
+    task = jobs._supervisor._task
+    assert task is not None
+    task.cancel()
+    await asyncio.wait([task])
+    await jobs.close()
+    jobs._supervisor._task = None
+    jobs.close = jobs.drain = lambda *_: asyncio.sleep(0)  # type: ignore[method-assign, assignment]
+
+
+async def test_a_job_runs_and_its_model_is_published(open_: Open, tmp_path: Path) -> None:
+    jobs = await open_(succeed)
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert await history(jobs, job_id) == "QUEUED STARTING RUNNING SUCCEEDED"
+    assert (tmp_path / "models" / "tiny").is_dir()
+    ended = await job(jobs, job_id)
+    assert [attempt.exit_code for attempt in ended.attempts] == [0]
+    assert ended.end_time is not None
+
+
+async def test_jobs_run_one_after_the_other(open_: Open) -> None:
+    running = most = 0
+
+    async def script(trainer: FakeTrainer) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return 0
+
+    jobs = await open_(script)
+    ids = [await submit(jobs) for _ in range(5)]
+    assert [(await jobs.report(job_id)).queue_position for job_id in ids] == [0, 1, 2, 3, 4]
+    jobs.start()
+    assert await reached(jobs, ids[-1], JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert most == 1
+    assert [trainer.run.path.name for trainer in launcher(jobs).trainers] == ids
+
+
+async def test_a_queued_job_wakes_an_idle_server(open_: Open) -> None:
+    jobs = await open_(succeed)
+    jobs.start()
+    await asyncio.sleep(0)
+    for _ in range(2):
+        job_id = await submit(jobs)
+        assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+
+
+async def test_a_crashed_trainer_is_started_again(open_: Open) -> None:
+    jobs = await open_(crash, crash, succeed)
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    again = "STARTING RUNNING RECOVERING"
+    assert await history(jobs, job_id) == f"QUEUED {again} {again} STARTING RUNNING SUCCEEDED"
+    exit_codes = [attempt.exit_code for attempt in (await job(jobs, job_id)).attempts]
+    assert exit_codes == [-11, -11, 0]
+
+
+async def test_a_crash_loop_ends(open_: Open) -> None:
+    line = "Traceback: RuntimeError: secret /etc/shadow"
+    jobs = await open_(fails_with(1, line), succeed, max_crashes=0)
+    failing, next_one = await submit(jobs), await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, failing, JobState.FAILED) is JobState.FAILED
+    standing = (await job(jobs, failing)).standing
+    assert standing.reason is JobReason.CRASH_LOOP
+    assert "exit code 1" in standing.error
+    assert "secret" not in standing.error  # what a trainer did not write for the user
+    assert await reached(jobs, next_one, JobState.SUCCEEDED) is JobState.SUCCEEDED
+
+
+async def test_crashes_count_as_many_as_allowed(open_: Open) -> None:
+    jobs = await open_(crash, max_crashes=2)
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.FAILED) is JobState.FAILED
+    assert len((await job(jobs, job_id)).attempts) == 3
+
+
+async def test_a_job_that_gets_on_is_in_no_loop(open_: Open) -> None:
+    def crash_after(number: int) -> Script:
+        async def script(trainer: FakeTrainer) -> int:
+            record(trainer.run, started(), step(number), checkpoint(number))
+            return -9
+
+        return script
+
+    jobs = await open_(*(crash_after(number) for number in range(1, 6)), succeed, max_crashes=1)
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert len((await job(jobs, job_id)).attempts) == 6
+
+
+async def test_a_trainer_that_cannot_be_started_is_a_crash(open_: Open, tmp_path: Path) -> None:
+    jobs = await open_(succeed, max_crashes=1)
+
+    async def fail(run: RunDirectory) -> FakeTrainer:
+        raise FileNotFoundError(run.path)
+
+    launcher(jobs).start = fail  # type: ignore[method-assign]
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.FAILED) is JobState.FAILED
+    standing = (await job(jobs, job_id)).standing
+    assert standing.reason is JobReason.CRASH_LOOP
+    assert str(tmp_path) not in standing.error
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason"),
+    [
+        (ExitCode.BAD_CONFIG, JobReason.BAD_CONFIG),
+        (ExitCode.BAD_DATASET, JobReason.BAD_DATASET),
+        (ExitCode.DIVERGED, JobReason.DIVERGED),
+        (ExitCode.OUT_OF_MEMORY, JobReason.OUT_OF_MEMORY),
+    ],
+)
+async def test_a_failure_has_its_reason_and_the_trainers_words(
+    open_: Open, exit_code: int, reason: JobReason
+) -> None:
+    jobs = await open_(fails_with(exit_code, "error: try something else"))
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.FAILED) is JobState.FAILED
+    standing = (await job(jobs, job_id)).standing
+    assert (standing.reason, standing.error) == (reason, "try something else")
+
+
+async def test_words_of_an_earlier_attempt_are_not_repeated(open_: Open) -> None:
+    jobs = await open_(fails_with(1, "error: old words"), crash, max_crashes=1)
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.FAILED) is JobState.FAILED
+    assert "old words" not in (await job(jobs, job_id)).standing.error
+
+
+async def test_a_queued_job_is_cancelled_at_once(open_: Open) -> None:
+    jobs = await open_(until_terminated)
+    first, second = await submit(jobs), await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, first, JobState.RUNNING) is JobState.RUNNING
+    cancelled = (await jobs.cancel(second)).job
+    assert cancelled.standing.state is JobState.CANCELLED
+    assert cancelled.standing.reason is JobReason.REQUESTED
+    assert await history(jobs, second) == "QUEUED CANCELLED"
+    assert (await job(jobs, first)).state is JobState.RUNNING
+
+
+async def test_a_running_job_is_cancelled_with_a_checkpoint(open_: Open, tmp_path: Path) -> None:
+    jobs = await open_(until_terminated)
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.RUNNING) is JobState.RUNNING
+    assert (await jobs.cancel(job_id)).job.state is JobState.CANCELLING
+    assert (await jobs.cancel(job_id)).job.state in (JobState.CANCELLING, JobState.CANCELLED)
+    assert await reached(jobs, job_id, JobState.CANCELLED) is JobState.CANCELLED
+    report = await jobs.report(job_id)
+    assert report.progress.checkpoint_step == 1
+    assert not (tmp_path / "models" / "tiny").exists()
+    assert (await jobs.cancel(job_id)).job == report.job  # an ended job stays as it is
+
+
+async def test_a_recovering_job_is_cancelled_at_once(open_: Open) -> None:
+    jobs = await open_(crash, succeed, first_backoff_seconds=60)
+    first, second = await submit(jobs), await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, first, JobState.RECOVERING) is JobState.RECOVERING
+    assert (await jobs.cancel(first)).job.state is JobState.CANCELLED
+    assert await reached(jobs, second, JobState.SUCCEEDED) is JobState.SUCCEEDED
+
+
+async def test_whatever_a_cancelled_trainer_does_its_job_is_cancelled(open_: Open) -> None:
+    async def die(trainer: FakeTrainer) -> int:
+        await trainer.terminated.wait()
+        return -15  # SIGTERM came before it listened
+
+    jobs = await open_(die)
+    job_id = await submit(jobs)
+    jobs.start()
+    await reached(jobs, job_id, JobState.RUNNING)
+    await jobs.cancel(job_id)
+    assert await reached(jobs, job_id, JobState.CANCELLED) is JobState.CANCELLED
+
+
+async def test_a_stopping_server_keeps_the_job_and_its_place(open_: Open) -> None:
+    jobs = await open_(until_terminated)
+    first, second = await submit(jobs), await submit(jobs)
+    jobs.start()
+    await reached(jobs, first, JobState.RUNNING)
+    await jobs.drain(30)
+    kept = await job(jobs, first)
+    assert kept.standing.state is JobState.QUEUED
+    assert kept.standing.reason is JobReason.SERVER_RESTART
+    assert [attempt.exit_code for attempt in kept.attempts] == [75]
+    await jobs.close()
+    jobs.close = jobs.drain = lambda *_: asyncio.sleep(0)  # type: ignore[method-assign, assignment]
+
+    later = await open_(succeed, max_crashes=0)
+    later.start()
+    assert await reached(later, second, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert [trainer.run.path.name for trainer in launcher(later).trainers] == [first, second]
+    assert (await job(later, first)).state is JobState.SUCCEEDED
+
+
+async def test_a_trainer_that_does_not_listen_is_killed(open_: Open) -> None:
+    jobs = await open_(for_ever)
+    job_id = await submit(jobs)
+    jobs.start()
+    await reached(jobs, job_id, JobState.RUNNING)
+    await jobs.drain(0)
+    kept = await job(jobs, job_id)
+    assert kept.state is JobState.QUEUED
+    assert [attempt.exit_code for attempt in kept.attempts] == [-9]
+
+
+async def test_a_job_that_a_dead_server_ran_goes_on(open_: Open) -> None:
+    jobs = await open_(until_terminated)
+    first, second = await submit(jobs), await submit(jobs)
+    jobs.start()
+    await reached(jobs, first, JobState.RUNNING)
+    await died(jobs)
+
+    later = await open_(succeed, max_crashes=0)
+    later.start()
+    assert await reached(later, second, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    resumed = await job(later, first)
+    assert resumed.state is JobState.SUCCEEDED
+    assert [attempt.exit_code for attempt in resumed.attempts] == [None, 0]
+    assert resumed.attempts[0].end_time is not None
+    assert [trainer.run.path.name for trainer in launcher(later).trainers] == [first, second]
+
+
+async def test_a_job_waits_for_the_trainer_of_a_dead_server(open_: Open) -> None:
+    jobs = await open_(succeed)
+    job_id = await submit(jobs)
+    run = jobs._ledger.directory(job_id)
+    async with jobs.follow(job_id, 1) as subscription:
+        assert isinstance(await subscription.next(30), Standing)
+        with run.lock():
+            jobs.start()
+            await reached(jobs, job_id, JobState.STARTING)
+            record(run, started())  # the old trainer still writes: followers see it
+            news: object = None
+            while not isinstance(news, list):
+                news = await subscription.next(30)
+            assert [event.sequence for event in news] == [1]
+            assert not launcher(jobs).trainers
+    assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert len(launcher(jobs).trainers) == 1
+
+
+async def test_a_job_that_waits_for_an_old_trainer_can_be_cancelled(open_: Open) -> None:
+    jobs = await open_(succeed)
+    job_id = await submit(jobs)
+    with jobs._ledger.directory(job_id).lock():
+        jobs.start()
+        await reached(jobs, job_id, JobState.STARTING)
+        await jobs.cancel(job_id)
+        assert await reached(jobs, job_id, JobState.CANCELLED) is JobState.CANCELLED
+    assert not launcher(jobs).trainers
+
+
+async def test_a_cancellation_survives_the_server(open_: Open) -> None:
+    jobs = await open_(for_ever)
+    job_id = await submit(jobs)
+    jobs.start()
+    await reached(jobs, job_id, JobState.RUNNING)
+    await jobs.cancel(job_id)
+    await died(jobs)
+    later = await open_(succeed)
+    later.start()
+    assert await reached(later, job_id, JobState.CANCELLED) is JobState.CANCELLED
+    assert not launcher(later).trainers
+
+
+async def test_a_publication_that_the_server_died_in_is_made_up_for(
+    open_: Open, tmp_path: Path
+) -> None:
+    publishing = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def die(run: RunDirectory, job_id: str, model_folder: Path) -> None:
+        loop.call_soon_threadsafe(publishing.set)
+        raise OSError("the power went")
+
+    jobs = await open_(succeed, publish=die, first_backoff_seconds=60)
+    job_id = await submit(jobs)
+    jobs.start()
+    await publishing.wait()
+    await died(jobs)
+    assert not (tmp_path / "models" / "tiny").exists()
+
+    later = await open_(crash)  # no trainer is needed any more
+    later.start()
+    assert await reached(later, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert not launcher(later).trainers
+    assert (tmp_path / "models" / "tiny").is_dir()
+
+
+async def test_a_name_taken_meanwhile_fails_the_job_and_keeps_its_weights(open_: Open) -> None:
+    def taken(run: RunDirectory, job_id: str, model_folder: Path) -> None:
+        raise NameTaken
+
+    jobs = await open_(succeed, publish=taken)
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.FAILED) is JobState.FAILED
+    assert f"job:{job_id}" in (await job(jobs, job_id)).standing.error
+
+
+async def test_a_full_disk_pauses_the_queue_and_no_more(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = await open_(succeed)
+    job_id, begin = await submit(jobs), jobs._store.begin_attempt
+    failures = 2
+
+    async def no_space(job_id: str) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise sqlite3.OperationalError("database or disk is full")
+        await begin(job_id)
+
+    monkeypatch.setattr(jobs._store, "begin_attempt", no_space)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert failures == 0
+
+
+async def test_a_damaged_record_fails_its_job_only(open_: Open) -> None:
+    async def scribble(trainer: FakeTrainer) -> int:
+        trainer.run.metrics_path.write_text("this is no event\n")
+        return 0
+
+    jobs = await open_(scribble, succeed)
+    damaged, sound = await submit(jobs), await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, sound, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert (await jobs._store.get(damaged)).state is JobState.FAILED  # type: ignore[union-attr]
+
+
+async def test_metrics_count_each_step_once_across_restarts(open_: Open) -> None:
+    def run_to(number: int, exit_code: int) -> Script:
+        async def script(trainer: FakeTrainer) -> int:
+            record(trainer.run, started(), *(step(i) for i in range(1, number + 1)))
+            if exit_code == 75:
+                await trainer.terminated.wait()
+            return exit_code
+
+        return script
+
+    first = Metrics()
+    jobs = await open_(run_to(3, -9), run_to(5, 75), metrics=first)
+    job_id = await submit(jobs)
+    jobs.start()
+    async with jobs.follow(job_id, 6) as subscription:
+        while not isinstance(await subscription.next(30), list):
+            pass  # event 6 is step 5
+    value = first.registry.get_sample_value
+    assert value("nanogpt_train_steps_total") == 5
+    assert value("nanogpt_train_tokens_total") == 5 * 64
+    assert value("nanogpt_train_step_seconds_count") == 5
+    assert value("nanogpt_train_loss") == step(5).loss
+    assert value("nanogpt_train_jobs", {"state": "running"}) == 1
+    await died(jobs)
+
+    second = Metrics()
+    later = await open_(run_to(9, 0), metrics=second)
+    later.start()
+    await reached(later, job_id, JobState.SUCCEEDED)
+    value = second.registry.get_sample_value
+    assert value("nanogpt_train_steps_total") == 4  # 6 to 9
+    assert value("nanogpt_train_tokens_total") == 4 * 64
+    assert value("nanogpt_train_jobs", {"state": "succeeded"}) == 1
+    assert value("nanogpt_train_queue_depth") == 0
+    assert value("nanogpt_train_job_duration_seconds_count", {"outcome": "succeeded"}) == 1
+    assert str(value("nanogpt_train_tokens_per_second")) == "nan"
+
+
+async def test_followers_see_every_event_once_across_crashes(open_: Open) -> None:
+    def run_to(number: int, exit_code: int) -> Script:
+        async def script(trainer: FakeTrainer) -> int:
+            for i in range(number + 1):  # a resumed run offers its first events again
+                record(trainer.run, step(i) if i else started())
+                await asyncio.sleep(0)
+            return exit_code
+
+        return script
+
+    jobs = await open_(run_to(4, -9), run_to(9, 1), run_to(12, 0))
+    job_id, said = await submit(jobs), []
+    async with jobs.follow(job_id, 1) as subscription:
+        jobs.start()
+        while (news := await subscription.next(30)) is not None:
+            said += [str(news.state)] if isinstance(news, Standing) else [e.sequence for e in news]
+    assert [number for number in said if isinstance(number, int)] == list(range(1, 14))
+    assert said[0] == "QUEUED"
+    assert said[-1] == "SUCCEEDED"
+    assert said.index("RECOVERING") > said.index(5)  # what was recorded before it comes before it
