@@ -1,0 +1,67 @@
+"""What a step of the engine reports: the vocabulary between the engine and its readers. No torch.
+
+For each request: Started once, first; any number of Delta; then Finished once for each sample, or
+Failed once for the whole request. A cancelled request reports nothing more.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nanogpt.inference.logprobs import TokenLogprob
+
+FinishReason = Literal["length", "end_of_text", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request left the waiting queue: its first sample has a slot."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Tokens of one sample. Each sampled token is in exactly one Delta."""
+
+    request_id: str
+    sample_index: int
+    token_ids: list[int]
+    text: str
+    """What became certain with these tokens: whole characters, no possible stop string."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """One for each token if the request asked for them, else empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One sample is complete."""
+
+    request_id: str
+    sample_index: int
+    reason: FinishReason
+    stop_string: str | None = None
+    stop_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The whole request is lost, with every sample that had not finished."""
+
+    request_id: str
+    error: BaseException
+
+
+Event = Started | Delta | Finished | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step did."""
+
+    events: list[Event]
+    prefill_tokens: int
+    """Tokens computed in prefill chunks."""
+    decode_tokens: int
+    """Tokens computed one to a sequence."""
+    batch_size: int
+    """Sequences in the forward pass."""

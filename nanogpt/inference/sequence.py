@@ -1,0 +1,93 @@
+"""One sample of a request, from its prompt to its last character. No torch.
+
+The model sees a window of at most block_size tokens, at positions counted from the window's start.
+The KV cache holds the first `num_cached` tokens of the window; the others are still to compute,
+and the last one's logits choose the next token.
+"""
+
+from nanogpt.inference.events import Finished, FinishReason
+from nanogpt.inference.output_text import OutputText
+from nanogpt.inference.request import Request, ending_ids
+from nanogpt.inference.sampler import Row
+from nanogpt.tokenizer import Tokenizer
+
+
+class Sequence:
+    """Tokens, the window on them, and the rules by which they end.
+
+    Between steps: 0 <= num_cached < window length <= block_size.
+    """
+
+    def __init__(
+        self, request: Request, sample_index: int, block_size: int, tokenizer: Tokenizer
+    ) -> None:
+        self.request = request
+        self.sample_index = sample_index
+        self.slot: int | None = None
+        """Where the KV cache keeps this sequence; None while waiting and once it is over."""
+        self.tokens = list(request.prompt_ids)
+        self.window_start = max(0, len(self.tokens) - block_size)
+        self.num_cached = 0
+        stopping = request.stopping
+        self.row = Row(
+            request.sampling,
+            sample_index,
+            request.prompt_ids,
+            ending_ids(stopping, tokenizer),
+            stopping.min_new_tokens,
+        )
+        self._text = OutputText(tokenizer, stopping.stop_strings, stopping.include_stop_string)
+        self._block_size = block_size
+        self._end_of_text_id = None if stopping.ignore_end_of_text else tokenizer.end_of_text_id
+
+    @property
+    def num_sampled(self) -> int:
+        return self.row.position
+
+    @property
+    def num_uncached(self) -> int:
+        """Tokens of the window still to compute."""
+        return len(self.tokens) - self.window_start - self.num_cached
+
+    def next_tokens(self, count: int) -> list[int]:
+        """The first `count` of the tokens still to compute."""
+        start = self.window_start + self.num_cached
+        return self.tokens[start : start + count]
+
+    def append(self, token_id: int) -> tuple[str, Finished | None]:
+        """Takes a sampled token: the text that became certain, and the end if this is it."""
+        stopping = self.request.stopping
+        self.tokens.append(token_id)
+        self.row.push(token_id)
+        if token_id == self._end_of_text_id:
+            return self._text.finish(), self._finished("end_of_text")
+        if token_id in stopping.stop_token_ids:
+            return self._text.finish(), self._finished("stop", stop_token_id=token_id)
+        text = self._text.push(token_id, may_stop=self.num_sampled >= stopping.min_new_tokens)
+        if self._text.stop_string is not None:
+            return text, self._finished("stop", stop_string=self._text.stop_string)
+        full = stopping.context_overflow == "stop" and len(self.tokens) >= self._block_size
+        if full or self.num_sampled == stopping.max_new_tokens:
+            return text + self._text.finish(), self._finished("length")
+        self._slide()
+        return text, None
+
+    def _slide(self) -> None:
+        """Moves the window if the newest token is beyond it.
+
+        Positions are absolute, so nothing cached survives a move.
+        """
+        if len(self.tokens) - self.window_start <= self._block_size:
+            return
+        exact = self.request.stopping.context_overflow == "exact"
+        keep = self._block_size if exact else max(1, self._block_size // 2)
+        self.window_start = len(self.tokens) - keep
+        self.num_cached = 0
+
+    def _finished(
+        self,
+        reason: FinishReason,
+        stop_string: str | None = None,
+        stop_token_id: int | None = None,
+    ) -> Finished:
+        return Finished(self.request.id, self.sample_index, reason, stop_string, stop_token_id)

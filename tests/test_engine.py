@@ -1,0 +1,467 @@
+"""The engine against the plain forward pass, and against neighbours, cancels and failures."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
+from nanogpt.inference.engine import (
+    Delta,
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    NonFiniteLogits,
+    Started,
+    TokenLogprob,
+)
+from nanogpt.inference.request import Request
+from nanogpt.model import GPT
+from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
+
+TOKENIZER = CharTokenizer("\n abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+BLOCK_SIZE = 24
+# the vocabulary is padded: ids from 54 on have no text and must never be sampled
+CONFIG = ModelConfig(BLOCK_SIZE, 64, n_layer=2, n_head=4, n_embd=32, dropout=0.1)
+GREEDY = SamplingParams(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    """Random weights, large enough that the likeliest token stands out."""
+    torch.manual_seed(1)
+    model = GPT(CONFIG).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.2)
+    return model
+
+
+def request(
+    id: str = "r",
+    prompt: str = "Hello",
+    sampling: SamplingParams = GREEDY,
+    num_samples: int = 1,
+    logprobs: bool = False,
+    top_logprobs: int = 0,
+    **stopping: Any,
+) -> Request:
+    stopping = {"max_new_tokens": 12, **stopping}
+    ids = TOKENIZER.encode(prompt)
+    return Request(
+        id, ids, sampling, StoppingParams(**stopping), num_samples, logprobs, top_logprobs
+    )
+
+
+class Transcript:
+    """What a reader of the events knows; checks that they come in the promised order."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.tokens: dict[tuple[str, int], list[int]] = {}
+        self.text: dict[tuple[str, int], str] = {}
+        self.logprobs: dict[tuple[str, int], list[TokenLogprob]] = {}
+        self.finished: dict[tuple[str, int], Finished] = {}
+        self.failed: dict[str, BaseException] = {}
+
+    def read(self, events: Iterable[Event]) -> None:
+        for event in events:
+            assert event.request_id not in self.failed
+            if isinstance(event, Started):
+                assert event.request_id not in self.started
+                self.started.append(event.request_id)
+                continue
+            assert event.request_id in self.started
+            if isinstance(event, Failed):
+                self.failed[event.request_id] = event.error
+                continue
+            key = (event.request_id, event.sample_index)
+            assert key not in self.finished
+            if isinstance(event, Delta):
+                self.tokens.setdefault(key, []).extend(event.token_ids)
+                self.text[key] = self.text.get(key, "") + event.text
+                self.logprobs.setdefault(key, []).extend(event.logprobs)
+            else:
+                self.finished[key] = event
+
+
+def run(model: GPT, *requests: Request, **options: Any) -> Transcript:
+    """Everything that the requests, added at once, bring about."""
+    engine = Engine(model, TOKENIZER, **options)
+    transcript = Transcript()
+    for added in requests:
+        engine.add(added)
+    while engine.has_work():
+        transcript.read(engine.step().events)
+    assert engine.num_running == engine.num_waiting == engine.kv_cache_usage_ratio == 0
+    return transcript
+
+
+def uncached_greedy(model: GPT, prompt: list[int], count: int, overflow: str) -> list[int]:
+    """One whole forward pass a token, no cache, no batch."""
+    window, output = prompt[-BLOCK_SIZE:], []
+    for _ in range(count):
+        logits, _ = model(torch.tensor([window]))
+        output.append(int(logits[0, -1, : TOKENIZER.vocab_size].argmax()))
+        window = [*window, output[-1]]
+        if len(window) > BLOCK_SIZE:
+            window = window[-(BLOCK_SIZE if overflow == "exact" else BLOCK_SIZE // 2) :]
+    return output
+
+
+def prompts(count: int, longest: int, seed: int = 0) -> list[str]:
+    """Different lengths, from 1 to `longest`."""
+    choose = random.Random(seed)
+    lengths = [1 + index * (longest - 1) // (count - 1) for index in range(count)]
+    choose.shuffle(lengths)
+    return ["".join(choose.choices(TOKENIZER.characters, k=length)) for length in lengths]
+
+
+SAMPLED = SamplingParams(temperature=1.3, seed=11)
+
+
+# The plain forward pass
+
+
+@pytest.mark.parametrize("overflow", ["roll", "exact"])
+@pytest.mark.parametrize("prefill_chunk_tokens", [5, 256])
+def test_greedy_equals_the_uncached_model(
+    model: GPT, overflow: str, prefill_chunk_tokens: int
+) -> None:
+    """Token for token, prompts of different lengths at once, beyond block_size."""
+    count = BLOCK_SIZE + 8
+    requests = [
+        request(str(index), prompt, max_new_tokens=count, context_overflow=overflow)
+        for index, prompt in enumerate(prompts(12, 2 * BLOCK_SIZE))
+    ]
+    found = run(model, *requests, prefill_chunk_tokens=prefill_chunk_tokens)
+    for each in requests:
+        expected = uncached_greedy(model, each.prompt_ids, count, overflow)
+        assert found.tokens[each.id, 0] == expected
+        assert found.text[each.id, 0] == TOKENIZER.decode(expected)
+        assert found.finished[each.id, 0] == Finished(each.id, 0, "length")
+
+
+def test_stop_ends_with_the_window(model: GPT) -> None:
+    stopping = {"max_new_tokens": 1000, "context_overflow": "stop"}
+    found = run(model, request("r", "a" * 10, **stopping))
+    expected = uncached_greedy(model, TOKENIZER.encode("a" * 10), BLOCK_SIZE - 10, "stop")
+    assert found.tokens["r", 0] == expected
+    assert found.finished["r", 0].reason == "length"
+
+
+def test_byte_pair_tokens_too() -> None:
+    """A padded vocabulary of several thousand tokens, and a window filled by the prompt."""
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(8, 50304, 1, 2, 16)).eval()
+    engine = Engine(model, GPT2Tokenizer())
+    ids = GPT2Tokenizer().encode("In the beginning was the Word, and the")
+    engine.add(Request("r", ids, SAMPLED, StoppingParams(max_new_tokens=20)))
+    text, tokens = "", []
+    while engine.has_work():
+        for event in engine.step().events:
+            if isinstance(event, Delta):
+                tokens += event.token_ids
+                text += event.text
+    assert max(tokens) < 50257
+    assert text == GPT2Tokenizer().decode(tokens)
+
+
+# Neighbours
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_32_requests_together_equal_each_alone(model: GPT, sampling: SamplingParams) -> None:
+    requests = [
+        request(str(index), prompt, replace(sampling, seed=index), max_new_tokens=30)
+        for index, prompt in enumerate(prompts(32, BLOCK_SIZE))
+    ]
+    together = run(model, *requests, num_slots=7)
+    for each in requests:
+        assert together.tokens[each.id, 0] == run(model, each).tokens[each.id, 0]
+
+
+def test_chunks_equal_the_whole(model: GPT) -> None:
+    each = request("r", "a long prompt of letters", SAMPLED, logprobs=True)
+    whole = run(model, each)
+    for size in (1, 2, 7):
+        chunked = run(model, each, prefill_chunk_tokens=size)
+        assert chunked.tokens == whole.tokens
+        pairs = zip(chunked.logprobs["r", 0], whole.logprobs["r", 0], strict=True)
+        for ours, theirs in pairs:
+            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+
+
+def test_a_seed_decides_whatever_comes_and_goes_beside_it(model: GPT) -> None:
+    seeded = request("seeded", "abc", SAMPLED, max_new_tokens=60)
+    alone = run(model, seeded).tokens["seeded", 0]
+    engine = Engine(model, TOKENIZER, num_slots=4, prefill_chunk_tokens=6)
+    transcript, choose = Transcript(), random.Random(3)
+    for number in range(3):
+        engine.add(request(str(number), "x" * 20, SAMPLED, max_new_tokens=5 + number))
+    engine.add(seeded)
+    while ("seeded", 0) not in transcript.finished:
+        transcript.read(engine.step().events)
+        if choose.random() < 0.3:
+            engine.add(request(str(choose.random()), "y" * choose.randint(1, 40), SAMPLED))
+    assert transcript.tokens["seeded", 0] == alone
+    other_seed = replace(seeded, sampling=replace(SAMPLED, seed=12))
+    assert run(model, other_seed).tokens["seeded", 0] != alone
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 32])
+def test_sample_i_is_the_same_whatever_the_number_of_samples(model: GPT, num_slots: int) -> None:
+    four = run(model, request("r", "To be or not", SAMPLED, num_samples=4), num_slots=num_slots)
+    for count in (1, 2, 3):
+        fewer = run(model, request("r", "To be or not", SAMPLED, num_samples=count))
+        assert fewer.tokens == {key: four.tokens[key] for key in fewer.tokens}
+    assert len({tuple(tokens) for tokens in four.tokens.values()}) == 4
+    assert four.started == ["r"] and len(four.finished) == 4
+
+
+def test_samples_compute_their_prompt_once(model: GPT) -> None:
+    engine = Engine(model, TOKENIZER)
+    engine.add(request("r", "x" * 20, SAMPLED, num_samples=8, max_new_tokens=3))
+    computed = 0
+    while engine.has_work():
+        result = engine.step()
+        computed += result.prefill_tokens + result.decode_tokens
+    assert computed == 20 + 2 + 7 * 3  # the others compute their last prompt token themselves
+
+
+def test_a_long_prompt_stalls_nobody(model: GPT) -> None:
+    engine = Engine(model, TOKENIZER, prefill_chunk_tokens=4)
+    engine.add(request("stream", "a", max_new_tokens=1000))
+    engine.step()
+    engine.add(request("long", "x" * 23))
+    for _ in range(5):
+        result = engine.step()
+        assert (result.prefill_tokens, result.decode_tokens, result.batch_size) == (4, 1, 2)
+        assert [e.request_id for e in result.events if isinstance(e, Delta)] == ["stream"]
+    result = engine.step()
+    assert (result.prefill_tokens, result.decode_tokens) == (3, 1)
+    assert [e.request_id for e in result.events if isinstance(e, Delta)] == ["stream", "long"]
+
+
+# What comes back
+
+
+def test_tokens_come_one_by_one_in_order(model: GPT) -> None:
+    engine = Engine(model, TOKENIZER)
+    engine.add(request("r", "abc", max_new_tokens=3))
+    kinds = [[type(event).__name__ for event in engine.step().events] for _ in range(3)]
+    assert kinds == [["Started", "Delta"], ["Delta"], ["Delta", "Finished"]]
+    assert not engine.has_work() and engine.step().events == []
+
+
+def test_logprobs_are_raw(model: GPT) -> None:
+    """Of the model itself, whatever temperature, bias and filters do to the choice."""
+    bent = SamplingParams(
+        temperature=0.5, top_k=5, repetition_penalty=1.5, logit_bias={3: 4.0}, seed=5
+    )
+    each = request("r", "abc", bent, top_logprobs=4)
+    plain = run(model, replace(each, top_logprobs=0))
+    found = run(model, each, request("beside", "xyz", SAMPLED))
+    assert found.tokens["r", 0] == plain.tokens["r", 0] and plain.logprobs["r", 0] == []
+    assert found.logprobs["beside", 0] == []
+    tokens = list(each.prompt_ids)
+    for token_id, logprob in zip(found.tokens["r", 0], found.logprobs["r", 0], strict=True):
+        logits, _ = model(torch.tensor([tokens]))
+        raw = logits[0, -1, : TOKENIZER.vocab_size].log_softmax(-1)
+        values, ids = raw.topk(4)
+        assert logprob.token_id == token_id
+        assert logprob.logprob == pytest.approx(raw[token_id].item(), abs=1e-4)
+        assert logprob.rank == 1 + int((raw > raw[token_id]).sum())
+        assert [a.token_id for a in logprob.top] == ids.tolist()
+        assert [a.logprob for a in logprob.top] == pytest.approx(values.tolist(), abs=1e-4)
+        tokens.append(token_id)
+
+
+def test_a_stop_string_frees_the_slot_at_once(model: GPT) -> None:
+    plain = run(model, request(max_new_tokens=20))
+    text = plain.text["r", 0]
+    stop = text[7:10]
+    engine, transcript = Engine(model, TOKENIZER), Transcript()
+    engine.add(request(max_new_tokens=20, stop_strings=(stop,)))
+    while not transcript.finished:
+        transcript.read(engine.step().events)
+    assert engine.num_running == 0
+    assert transcript.text["r", 0] == text[: text.index(stop)]
+    assert transcript.finished["r", 0] == Finished("r", 0, "stop", stop_string=stop)
+    assert len(transcript.tokens["r", 0]) == text.index(stop) + 3  # all that were sampled
+
+
+def test_a_stop_token_is_counted_but_not_returned(model: GPT) -> None:
+    tokens = run(model, request(max_new_tokens=20)).tokens["r", 0]
+    stop = tokens[5]
+    first = tokens.index(stop)
+    found = run(model, request(max_new_tokens=20, stop_token_ids=(stop,)))
+    assert found.tokens["r", 0] == tokens[: first + 1]
+    assert found.text["r", 0] == TOKENIZER.decode(tokens[:first])
+    assert found.finished["r", 0] == Finished("r", 0, "stop", stop_token_id=stop)
+    later = run(model, request(max_new_tokens=20, stop_token_ids=(stop,), min_new_tokens=15))
+    assert len(later.tokens["r", 0]) >= 15 and stop not in later.tokens["r", 0][:15]
+
+
+def test_padding_of_the_vocabulary_is_never_sampled(model: GPT) -> None:
+    hot = SamplingParams(temperature=2.0, seed=1)
+    found = run(model, request("r", "a", hot, num_samples=16, max_new_tokens=50))
+    sampled = [token for tokens in found.tokens.values() for token in tokens]
+    assert max(sampled) < TOKENIZER.vocab_size and len(set(sampled)) > 30
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
+    small = GPT(ModelConfig(8, 53, 1, 1, 8))
+    with pytest.raises(ValueError, match="the tokenizer has 54 tokens; this model has 53"):
+        Engine(small, TOKENIZER)
+
+
+def test_dropout_plays_no_part(model: GPT) -> None:
+    expected = run(model, request()).tokens
+    assert run(model.train(), request()).tokens == expected
+
+
+# Cancels, accounting and failures
+
+
+def test_usage_of_the_cache_is_exact_at_every_step(model: GPT) -> None:
+    engine = Engine(model, TOKENIZER, num_slots=2, prefill_chunk_tokens=4)
+    engine.add(request("r", "x" * 6, max_new_tokens=4))
+    held = []
+    while engine.has_work():
+        engine.step()
+        held.append(round(engine.kv_cache_usage_ratio * 2 * BLOCK_SIZE))
+    assert held == [4, 6, 7, 8, 0]
+
+
+def test_cancel_takes_effect_at_once(model: GPT) -> None:
+    engine = Engine(model, TOKENIZER, num_slots=2)
+    engine.add(request("a", num_samples=5))
+    engine.add(request("b"))
+    engine.step()
+    assert (engine.num_running, engine.num_waiting) == (2, 4)
+    engine.cancel("a")
+    assert (engine.num_running, engine.num_waiting) == (0, 1)
+    assert engine.kv_cache_usage_ratio == 0
+    assert {event.request_id for event in engine.step().events} == {"b"}
+    engine.cancel("a")
+    engine.cancel("unknown")
+    engine.add(request("a"))  # the id is free again
+    assert Started("a") in engine.step().events
+
+
+def test_cancels_at_random_moments_leave_nothing_and_disturb_nobody(model: GPT) -> None:
+    """Of 60 requests 20 are cancelled; the others are as they would be alone."""
+    choose = random.Random(5)
+    requests = {
+        str(index): request(
+            str(index),
+            prompt,
+            replace(SAMPLED, seed=index),
+            num_samples=choose.choice([1, 1, 3]),
+            max_new_tokens=choose.randint(1, 40),
+            context_overflow=choose.choice(["roll", "exact"]),
+        )
+        for index, prompt in enumerate(prompts(60, 2 * BLOCK_SIZE, seed=5))
+    }
+    doomed = set(choose.sample(sorted(requests), 20))
+    engine, transcript = Engine(model, TOKENIZER, num_slots=6), Transcript()
+    coming = list(requests.values())
+    while engine.has_work() or coming:
+        if coming and choose.random() < 0.5:
+            engine.add(coming.pop())
+        transcript.read(engine.step().events)
+        for id in sorted(doomed & set(transcript.started)):
+            if choose.random() < 0.2:
+                engine.cancel(id)
+                doomed.remove(id)
+        assert engine.num_running <= 6 and 0 <= engine.kv_cache_usage_ratio <= 1
+    assert engine.num_running == engine.num_waiting == engine.kv_cache_usage_ratio == 0
+    complete = {id for id in requests if (id, requests[id].num_samples - 1) in transcript.finished}
+    assert len(complete) >= 40
+    for id in sorted(complete)[::4]:
+        alone = run(model, requests[id])
+        assert alone.tokens == {key: transcript.tokens[key] for key in alone.tokens}
+
+
+class Unreliable(GPT):
+    """Raises in the forward passes whose numbers, from 1, are given."""
+
+    def __init__(self, model: GPT, failing: set[int]) -> None:
+        super().__init__(model.config)
+        self.load_state_dict(model.state_dict())
+        self.failing, self.passes = failing, 0
+
+    def hidden(self, *args: Any) -> Tensor:
+        self.passes += 1
+        if self.passes in self.failing:
+            raise MemoryError("out of memory")
+        return super().hidden(*args)
+
+
+def test_a_forward_pass_that_raises_fails_its_batch_only(model: GPT) -> None:
+    engine = Engine(Unreliable(model, failing={3}), TOKENIZER, num_slots=2)
+    transcript = Transcript()
+    for id in ("a", "b"):
+        engine.add(request(id, max_new_tokens=20))
+    engine.add(request("c", "waiting"))
+    for _ in range(3):
+        transcript.read(engine.step().events)
+    assert set(transcript.failed) == {"a", "b"}
+    assert isinstance(transcript.failed["a"], MemoryError)
+    assert engine.num_running == 0 and engine.num_waiting == 1
+    while engine.has_work():
+        transcript.read(engine.step().events)
+    assert transcript.tokens["c", 0] == run(model, request("c", "waiting")).tokens["c", 0]
+
+
+def test_a_failure_takes_all_samples_of_its_request(model: GPT) -> None:
+    engine = Engine(Unreliable(model, failing={1}), TOKENIZER, num_slots=2)
+    engine.add(request("a", num_samples=5))
+    events = engine.step().events
+    assert [type(event) for event in events] == [Started, Failed]
+    assert not engine.has_work()
+
+
+def test_what_waits_for_its_turn_is_not_in_the_failing_batch(model: GPT) -> None:
+    engine = Engine(Unreliable(model, failing={1}), TOKENIZER, prefill_chunk_tokens=5)
+    transcript = Transcript()
+    engine.add(request("a", "x" * 5))
+    engine.add(request("b", "y" * 5))
+    while engine.has_work():
+        transcript.read(engine.step().events)
+    assert set(transcript.failed) == {"a"} and ("b", 0) in transcript.finished
+
+
+def test_logits_that_are_not_finite_fail_their_request_only(model: GPT) -> None:
+    """And nothing of it is left in the slot for the next owner."""
+    sick = GPT(CONFIG)
+    sick.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        sick.transformer.wpe.weight[10] = float("nan")  # those who reach position 10 are lost
+    engine, transcript = Engine(sick, TOKENIZER), Transcript()
+    long = request("long", "x" * 8, num_samples=2, max_new_tokens=20, logprobs=True)
+    short = request("short", "abc", SAMPLED, max_new_tokens=8)
+    engine.add(long)
+    engine.add(short)
+    while engine.has_work():
+        transcript.read(engine.step().events)
+    assert list(transcript.failed) == ["long"]
+    assert isinstance(transcript.failed["long"], NonFiniteLogits)
+    assert len(transcript.tokens["long", 0]) == 3
+    expected = run(model, short).tokens["short", 0]
+    assert transcript.tokens["short", 0] == expected
+    # healthy again, new owners of the spoiled slots sit beside one that sees more positions
+    sick.load_state_dict(model.state_dict())
+    for index in range(3):
+        engine.add(replace(short, id=str(index)))
+    engine.add(request("longest", "x" * 16))
+    while engine.has_work():
+        transcript.read(engine.step().events)
+    for index in range(3):
+        assert transcript.tokens[str(index), 0] == expected
