@@ -204,7 +204,7 @@ class TrainConfig:
                         f"got {self.lr_decay_iters}",
                     )
                 )
-            if self.min_lr > self.learning_rate:
+            if self.decay_lr and self.min_lr > self.learning_rate:
                 found.append(
                     Violation(
                         "min_lr",
@@ -258,7 +258,7 @@ class SamplingParams:
     min_p: float | None = option(
         None, "Drop tokens less likely than this share of the likeliest.", ge=0, le=1
     )
-    repetition_penalty: float = option(1.0, "Weakens tokens in prompt and output.", gt=0, le=10)
+    repetition_penalty: float = option(1.0, "Weakens tokens in prompt and output.", ge=0.01, le=10)
     presence_penalty: float = option(0.0, "Weakens tokens in the output, once.", ge=-2, le=2)
     frequency_penalty: float = option(0.0, "Weakens by count in the output.", ge=-2, le=2)
     logit_bias: dict[int, float] = field(default_factory=dict)

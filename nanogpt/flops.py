@@ -1,0 +1,53 @@
+"""Floating-point operations and bytes that a GPT needs, by formula. No torch, no measuring.
+
+Names: L layers, H heads, Q head size, C = H·Q width, T context, N weights without the position
+embeddings, which are looked up and never multiplied. The token embedding counts once: it is tied
+to the output layer, where it is multiplied.
+"""
+
+from nanogpt.config import ModelConfig
+
+
+def multiplied_weights(config: ModelConfig) -> int:
+    """N: number of weights without position embeddings."""
+    C = config.n_embd
+    attention, mlp, norms = 4 * C * C, 8 * C * C, 2 * C
+    if config.bias:
+        attention, mlp, norms = attention + 4 * C, mlp + 5 * C, norms + 2 * C
+    final_norm = 2 * C if config.bias else C
+    return config.vocab_size * C + config.n_layer * (attention + mlp + norms) + final_norm
+
+
+def training_flops_per_token(config: ModelConfig) -> int:
+    """Forward and backward for one token of a full sequence: 6N + 12LHQT.
+
+    nanoGPT's count; PaLM, appendix B: https://arxiv.org/abs/2204.02311
+    """
+    attention = 12 * config.n_layer * config.n_embd * config.block_size
+    return 6 * multiplied_weights(config) + attention
+
+
+def decode_flops_per_token(config: ModelConfig, context_tokens: int) -> int:
+    """Sampling one token that attends to `context_tokens`: 2N + 4LCt.
+
+    https://kipp.ly/transformer-inference-arithmetic
+    """
+    attention = 4 * config.n_layer * config.n_embd * context_tokens
+    return 2 * multiplied_weights(config) + attention
+
+
+def decode_bytes_per_step(
+    config: ModelConfig, bytes_per_weight: int, batch: int, context_tokens: int
+) -> int:
+    """Bytes that must be read to sample one token for each sequence of a batch.
+
+    Every weight once, and for each sequence the keys and values of its context, which are stored
+    in as many bytes a number as the weights.
+    """
+    kv_cache = 2 * config.n_layer * config.n_embd * context_tokens
+    return bytes_per_weight * (multiplied_weights(config) + batch * kv_cache)
+
+
+def mfu(flops_per_second: float, peak: float | None) -> float | None:
+    """Model FLOPs utilization: the fraction of the peak in use, None if the peak is unknown."""
+    return None if peak is None else flops_per_second / peak

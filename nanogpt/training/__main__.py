@@ -1,0 +1,109 @@
+"""Trains one run: `python -m nanogpt.training RUN_DIR [--watch-stdin]`.
+
+RUN_DIR holds spec.json (run_directory.py says what else). Started again after an interruption or a
+crash, it goes on from the newest checkpoint. SIGTERM or SIGINT finishes the step, writes a
+checkpoint and exits with 75; with --watch-stdin so does end-of-file on standard input, which is how
+a server that starts trainers takes them along when it dies. Exit codes: run_directory.ExitCode.
+
+Which machine, which account, how often to try again: the caller's business.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from nanogpt.config import InvalidConfig
+from nanogpt.training.run_directory import ExitCode, RunDirectory, RunDirectoryBusy
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m nanogpt.training", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--watch-stdin", action="store_true")
+    options = parser.parse_args(arguments)
+    stop = threading.Event()
+    _stop_on_signals(stop)
+    if options.watch_stdin:
+        _stop_at_end_of_stdin(stop)
+    if not options.run_dir.is_dir():
+        return _fail(ExitCode.BAD_CONFIG, f"there is no run directory {options.run_dir}")
+    directory = RunDirectory(options.run_dir)
+    try:
+        with directory.lock():
+            return _train(directory, stop.is_set)
+    except RunDirectoryBusy as error:
+        return _fail(1, str(error))
+
+
+def _train(directory: RunDirectory, should_stop: Callable[[], bool]) -> int:
+    """Trains and turns what may go wrong into an exit code and one sentence."""
+    try:
+        spec = directory.read_spec()
+    except InvalidConfig as error:
+        return _fail(ExitCode.BAD_CONFIG, str(error))
+
+    # torch takes seconds to import: not before it is certain that there is something to do
+    from nanogpt.datasets.dataset import BadDataset
+    from nanogpt.device import is_out_of_memory
+    from nanogpt.training.step import Diverged
+    from nanogpt.training.trainer import train
+
+    try:
+        return train(directory, spec, should_stop=should_stop, log=_log)
+    except InvalidConfig as error:
+        return _fail(ExitCode.BAD_CONFIG, str(error))
+    except BadDataset as error:
+        return _fail(ExitCode.BAD_DATASET, str(error))
+    except Diverged as error:
+        return _fail(ExitCode.DIVERGED, f"training diverged: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.print_exc()
+        config = spec.config
+        return _fail(
+            ExitCode.OUT_OF_MEMORY,
+            f"memory ran out with batch_size {config.batch_size} and block_size "
+            f"{config.block_size}; a smaller batch_size with more gradient_accumulation_steps "
+            "takes the same steps in less memory",
+        )
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        if number == signal.SIGINT:  # a second Ctrl-C does not wait
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+
+
+def _stop_at_end_of_stdin(stop: threading.Event) -> None:
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        stop.set()
+
+    threading.Thread(target=watch, name="stdin", daemon=True).start()
+
+
+def _log(line: str) -> None:
+    print(line, flush=True)
+
+
+def _fail(code: int, sentence: str) -> int:
+    sys.stdout.flush()
+    print("error: " + " ".join(sentence.split()), file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

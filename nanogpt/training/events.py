@@ -1,0 +1,223 @@
+"""What a run reports, and its record on disk: `metrics.jsonl`, one event a line. No torch.
+
+Fields are those of the messages of the same name in protos/nanogpt/v1/training.proto, where their
+units are explained; times are seconds since 1970, None is unset.
+
+A run is deterministic, so a resumed run offers the same events again. Each event has a place in
+the run's order (step, then kind); the writer drops what is not after the last recorded place. The
+record therefore has no gap and no repeat, whatever checkpoint a run resumes from.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nanogpt.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The run's shape and device."""
+
+    model_config: ModelConfig
+    parameter_count: int
+    tokenizer: str
+    train_tokens: int
+    val_tokens: int
+    tokens_per_step: int
+    device: str
+    device_name: str
+    dtype: str
+    peak_flops: float | None
+    peak_source: str
+    max_iters: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """An optimizer update was done."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    clipped: bool
+    step_seconds: float
+    tokens_per_second: float
+    mfu: float | None
+    tokens: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The loss of both splits was measured."""
+
+    step: int
+    train_loss: float
+    val_loss: float
+    is_best: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The model wrote a text."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    """A checkpoint is on the disk."""
+
+    step: int
+    val_loss: float | None
+    is_best: bool
+    size_bytes: int
+    create_time: float
+
+
+Body = RunStarted | StepMetrics | Evaluation | Sample | CheckpointWritten
+
+# in the order in which events of one step happen
+KINDS: dict[str, type[Body]] = {
+    "started": RunStarted,
+    "step": StepMetrics,
+    "evaluation": Evaluation,
+    "sample": Sample,
+    "checkpoint": CheckpointWritten,
+}
+KIND_NAMES = {body_type: name for name, body_type in KINDS.items()}
+RANKS = {body_type: rank for rank, body_type in enumerate(KINDS.values())}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the record; `sequence` counts from 1 without a gap."""
+
+    sequence: int
+    time: float
+    body: Body
+
+
+def order_key(body: Body) -> tuple[int, int]:
+    """The place of an event in its run: larger is later, equal is the same event."""
+    step = 0 if isinstance(body, RunStarted) else body.step
+    return step, RANKS[type(body)]
+
+
+def to_json_line(event: Event) -> str:
+    """The event as one line of JSON, newline included. Raises ValueError for NaN and infinity."""
+    values = {
+        "sequence": event.sequence,
+        "time": event.time,
+        "kind": KIND_NAMES[type(event.body)],
+        **asdict(event.body),
+    }
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
+def from_json_line(line: str) -> Event:
+    """The event that `to_json_line` wrote. Raises ValueError if it is none."""
+    try:
+        values = json.loads(line)
+        sequence, when = values.pop("sequence"), values.pop("time")
+        body_type = KINDS[values.pop("kind")]
+        if body_type is RunStarted:
+            values["model_config"] = ModelConfig(**values["model_config"])
+        return Event(sequence, when, body_type(**values))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not an event: {line[:200]!r}") from error
+
+
+class EventWriter:
+    """The one writer of a record.
+
+    A line that the disk has no room for stays in memory and is tried again with the next event,
+    so a full disk delays the record and never stops the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._unwritten = b""
+        data = path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        os.ftruncate(self._file, end)  # a line without its newline was cut by a crash
+        self._sequence, self._last_key = 0, (-1, 0)
+        if end:
+            last = from_json_line(data[data.rfind(b"\n", 0, end - 1) + 1 : end].decode())
+            self._sequence, self._last_key = last.sequence, order_key(last.body)
+
+    def append(self, body: Body) -> Event | None:
+        """Records an event and returns it, or returns None if the record is already past it."""
+        key = order_key(body)
+        if key <= self._last_key:
+            return None
+        event = Event(self._sequence + 1, time.time(), body)
+        self._unwritten += to_json_line(event).encode()
+        self._sequence, self._last_key = event.sequence, key
+        try:
+            self._flush()
+        except OSError:
+            pass  # kept in memory, see the class; `sync` reports it
+        return event
+
+    def sync(self) -> None:
+        """Waits until every event is on the disk. Raises OSError if one cannot be written.
+
+        Called before a checkpoint is committed: a run that resumes from it does not offer the
+        events before it again.
+        """
+        self._flush()
+        os.fsync(self._file)
+
+    def _flush(self) -> None:
+        while self._unwritten:  # a full disk may take part of a line; the rest follows later
+            written = os.write(self._file, self._unwritten)
+            self._unwritten = self._unwritten[written:]
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class EventReader:
+    """Follows a record that may still grow, from `start_sequence` on, each event once."""
+
+    def __init__(self, path: Path, start_sequence: int = 1) -> None:
+        self._path = path
+        self._offset = 0
+        self._next_sequence = start_sequence
+
+    def read(self) -> list[Event]:
+        """Events that became complete since the last call; none if there is no record yet."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]  # what follows is not a line yet
+        self._offset += len(complete)
+        events = [from_json_line(line.decode()) for line in complete.splitlines()]
+        fresh = [event for event in events if event.sequence >= self._next_sequence]
+        if fresh:
+            self._next_sequence = fresh[-1].sequence + 1
+        return fresh

@@ -1,0 +1,110 @@
+"""Tells what happens in a run: to its record, to Weights & Biases, to whoever reads the log.
+
+It measures speed from the durations it is given, and decides nothing.
+"""
+
+from collections.abc import Callable
+
+from nanogpt import device, flops
+from nanogpt.training.events import (
+    CheckpointWritten,
+    Evaluation,
+    EventWriter,
+    RunStarted,
+    Sample,
+    StepMetrics,
+)
+from nanogpt.training.step import StepResult
+from nanogpt.training.tracking import Tracking
+
+StepBody = StepMetrics | Evaluation | Sample | CheckpointWritten
+
+
+class Report:
+    """One run's news. What the record has already is logged again and not recorded again."""
+
+    def __init__(self, events: EventWriter, tracking: Tracking, log: Callable[[str], None]) -> None:
+        self._events = events
+        self._tracking = tracking
+        self._log = log
+        self._durations: list[float] = []
+        """Of the steps since the last step event, in seconds."""
+
+    def started(self, run: RunStarted) -> None:
+        self._run = run
+        self._flops_per_token = flops.training_flops_per_token(run.model_config)
+        self._events.append(run)
+        shape, peak = run.model_config, run.peak_flops
+        self._log(
+            f"{run.parameter_count:,} weights: {shape.n_layer} layers, {shape.n_head} heads, "
+            f"width {shape.n_embd}, block {shape.block_size}, vocabulary {shape.vocab_size}"
+        )
+        self._log(
+            f"{run.train_tokens:,} training and {run.val_tokens:,} validation tokens "
+            f"({run.tokenizer}); {run.tokens_per_step:,} tokens a step, {run.max_iters:,} steps"
+        )
+        self._log(
+            f"{run.device} ({run.device_name}), {run.dtype}, peak "
+            + ("unknown" if peak is None else f"{peak / 1e9:,.0f} GFLOP/s ({run.peak_source})")
+        )
+
+    def timed(self, seconds: float) -> None:
+        """Counts a step that took so long."""
+        self._durations.append(seconds)
+
+    def stepped(self, step: int, learning_rate: float, result: StepResult) -> None:
+        """Tells of the latest step, with the mean duration of those since the last time."""
+        seconds = sum(self._durations) / len(self._durations)
+        self._durations.clear()
+        tokens_per_second = self._run.tokens_per_step / seconds
+        metrics = StepMetrics(
+            step=step,
+            loss=result.loss,
+            learning_rate=learning_rate,
+            grad_norm=result.grad_norm,
+            clipped=result.clipped,
+            step_seconds=seconds,
+            tokens_per_second=tokens_per_second,
+            mfu=flops.mfu(self._flops_per_token * tokens_per_second, self._run.peak_flops),
+            tokens=step * self._run.tokens_per_step,
+            memory_bytes=device.peak_memory_bytes(),
+        )
+        mfu = "" if metrics.mfu is None else f", {metrics.mfu:.1%} of peak"
+        self._log(
+            f"step {step}/{self._run.max_iters}: loss {result.loss:.4f}, rate {learning_rate:.2e}, "
+            f"gradient {result.grad_norm:.3f}, {seconds * 1e3:.1f} ms, "
+            f"{tokens_per_second:,.0f} tokens/s{mfu}"
+        )
+        self.record(
+            metrics,
+            {
+                "loss": metrics.loss,
+                "lr": learning_rate,
+                "grad_norm": metrics.grad_norm,
+                "tokens_per_second": tokens_per_second,
+                "mfu": None if metrics.mfu is None else 100 * metrics.mfu,
+            },
+        )
+
+    def evaluated(self, evaluation: Evaluation, sample: Sample) -> None:
+        self._log(
+            f"step {evaluation.step}: train loss {evaluation.train_loss:.4f}, "
+            f"val loss {evaluation.val_loss:.4f}{' (best)' if evaluation.is_best else ''}, "
+            f"{evaluation.seconds:.1f} s"
+        )
+        self._log(f"step {sample.step}: the model writes {sample.text!r}")
+        losses: dict[str, float | None] = {
+            "train/loss": evaluation.train_loss,
+            "val/loss": evaluation.val_loss,
+        }
+        self.record(evaluation, losses)
+        self.record(sample)
+
+    def record(self, body: StepBody, figures: dict[str, float | None] | None = None) -> None:
+        """Records an event, and tracks its figures if the record did not have it yet."""
+        if self._events.append(body) is not None and figures is not None:
+            self._tracking.add(body.step, figures)
+
+    def sync(self) -> None:
+        """Waits until all that was recorded is on the disk. Raises OSError."""
+        self._events.sync()

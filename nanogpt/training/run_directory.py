@@ -1,0 +1,132 @@
+"""The folder of one run: what is where, and the specification in it. No torch.
+
+    RUN_DIR/spec.json       what to train, written once by whoever submits the run
+            metrics.jsonl   events, appended by the trainer (events.py)
+            log.txt         what the trainer printed
+            checkpoints/    step_000250/ and so on (nanogpt/checkpoint.py)
+            trainer.lock    held by the trainer for its life
+
+It does not know how training works, nor who starts it. One writer for each file.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, fields
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Self
+
+from nanogpt import durable
+from nanogpt.config import InvalidConfig, TrainConfig, Violation, range_violations, unknown_key
+
+# events are part of a run directory: whoever follows a run needs both
+from nanogpt.training.events import EventReader, EventWriter
+
+__all__ = ["EventReader", "EventWriter", "ExitCode", "RunDirectory", "RunDirectoryBusy", "RunSpec"]
+
+
+class ExitCode(IntEnum):
+    """How a trainer's process ends; any other code is a crash.
+
+    For 64 to 71 the last line it printed is `error: <one sentence for the user>`.
+    Numbers follow sysexits.h where it has a fitting one.
+    """
+
+    DONE = 0
+    BAD_CONFIG = 64
+    BAD_DATASET = 65
+    DIVERGED = 70
+    OUT_OF_MEMORY = 71
+    INTERRUPTED = 75
+    """Stopped on request after a checkpoint; start it again to go on."""
+
+
+class RunDirectoryBusy(RuntimeError):
+    """Another trainer is at work in this run directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What to train. Folders are relative to the run directory."""
+
+    job_id: str
+    model: str
+    dataset_dir: str
+    config: TrainConfig
+    init_checkpoint: str | None = None
+    """Folder of the weights to start from; None starts from random ones."""
+
+    def __post_init__(self) -> None:
+        if found := range_violations(self):
+            raise InvalidConfig(found)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """The spec that `asdict` described. Raises InvalidConfig naming all that is wrong."""
+        names = [spec.name for spec in fields(cls)]
+        required = [spec.name for spec in fields(cls) if spec.default is MISSING]
+        found = [unknown_key(key, names) for key in values if key not in names]
+        found += [Violation(name, "is missing") for name in required if name not in values]
+        if found:
+            raise InvalidConfig(found)
+        return cls(**{**values, "config": TrainConfig.from_mapping(values["config"])})
+
+
+class RunDirectory:
+    """Paths below one run's folder, its specification and its lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def spec_path(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def lock_path(self) -> Path:
+        return self.path / "trainer.lock"
+
+    def write_spec(self, spec: RunSpec) -> None:
+        """Writes spec.json at once, and makes the folder if there is none."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(spec), indent=2) + "\n"
+        durable.write_file(self.spec_path, text.encode())
+
+    def read_spec(self) -> RunSpec:
+        """The run's specification. Raises InvalidConfig if it is missing or wrong."""
+        try:
+            values = json.loads(self.spec_path.read_bytes())
+        except FileNotFoundError as error:
+            raise InvalidConfig([Violation("spec.json", "there is none")]) from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InvalidConfig([Violation("spec.json", f"is not JSON: {error}")]) from error
+        if not isinstance(values, dict) or not isinstance(values.get("config", {}), dict):
+            raise InvalidConfig([Violation("spec.json", "must be an object, and config in it too")])
+        return RunSpec.from_mapping(values)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run directory. Raises RunDirectoryBusy if another process does.
+
+        The operating system releases it when the process ends, however it ends.
+        """
+        with self.lock_path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunDirectoryBusy(f"another trainer is at work in {self.path.name}") from error
+            yield

@@ -1,0 +1,91 @@
+"""All that a run needs beside its weights to go on as if it had never stopped.
+
+Taken between two steps only. The learning rate and the data are pure functions of the step and the
+seed, so they have no state to save.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from nanogpt.datasets.dataset import Dataset
+from nanogpt.model import GPT
+from nanogpt.training.optimizer import load_optimizer_tensors, optimizer_tensors
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come. Losses are in nats, None before the first evaluation."""
+
+    step: int = 0
+    evaluated_step: int | None = None
+    """Step of the latest complete evaluation."""
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+
+    def evaluated(self, val_loss: float) -> bool:
+        """Takes in an evaluation at the current step; returns whether it is the best so far."""
+        self.evaluated_step, self.val_loss = self.step, val_loss
+        is_best = self.best_val_loss is None or val_loss < self.best_val_loss
+        if is_best:
+            self.best_val_loss, self.best_step = val_loss, self.step
+        return is_best
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The part that is JSON: `CheckpointMeta.train`."""
+
+    progress: Progress
+    dtype: str
+    """Arithmetic type in use, also where the config lets it be measured."""
+    scaler: dict[str, Any]
+    config: dict[str, Any]
+    dataset: dict[str, Any]
+    torch_version: str
+    threads: int
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls(**{**values, "progress": Progress(**values["progress"])})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def dataset_identity(dataset: Dataset) -> dict[str, Any]:
+    """What tells this dataset from another with the same tokenizer, as JSON."""
+    return {
+        "source_sha256": dataset.meta.source_sha256,
+        "train_tokens": dataset.meta.train_tokens,
+        "val_tokens": dataset.meta.val_tokens,
+    }
+
+
+def take_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The part that is tensors: the optimizer's state and the random number generators."""
+    tensors = {**optimizer_tensors(optimizer, model), "rng.cpu": torch.get_rng_state()}
+    if model.device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(model.device)
+    if model.device.type == "mps":
+        tensors["rng.mps"] = torch.mps.get_rng_state()
+    return tensors
+
+
+def restore_tensors(
+    model: GPT, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """Puts back what `take_tensors` gave. Comes last: whatever else starts may draw numbers.
+
+    A run that moves to another kind of device keeps its weights and moments; the other kind's
+    generator starts from the seed.
+    """
+    load_optimizer_tensors(optimizer, model, tensors)
+    torch.set_rng_state(tensors["rng.cpu"])
+    if model.device.type == "cuda" and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"], model.device)
+    if model.device.type == "mps" and "rng.mps" in tensors:
+        torch.mps.set_rng_state(tensors["rng.mps"])

@@ -1,0 +1,109 @@
+"""One optimizer update: forward and backward over the micro-batches, clip, update.
+
+The part of training that has to be fast. It knows nothing about schedules, files or events; what
+is not finite never reaches the optimizer.
+
+Shapes: A = micro-batches, B = sequences, T = block_size.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from nanogpt.model import GPT
+
+Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Inputs and targets, (B, T) each, to logits (B, T, V) and the mean loss."""
+
+
+class Diverged(ArithmeticError):
+    """The loss or the gradient is not finite; the weights are those before the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    loss: float
+    """Mean cross-entropy over all tokens of the step, in nats."""
+    grad_norm: float
+    """Global norm of the gradient before clipping."""
+    clipped: bool
+
+
+class TrainingStep:
+    """Updates a model by one step at a time."""
+
+    def __init__(
+        self,
+        model: GPT,
+        optimizer: torch.optim.Optimizer,
+        *,
+        dtype: torch.dtype,
+        grad_clip: float,
+        forward: Forward | None = None,
+    ) -> None:
+        """`forward` is the model, perhaps compiled. `grad_clip` 0 does not clip."""
+        self._forward = model if forward is None else forward
+        self._weights = list(model.parameters())
+        self._optimizer = optimizer
+        self._device = model.device
+        self._dtype = dtype
+        self._grad_clip = grad_clip
+        # small float16 gradients would become 0: https://arxiv.org/abs/1710.03740
+        self._scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> StepResult:
+        """Takes one step on token ids (A, B, T). Raises Diverged.
+
+        A float16 step whose gradients overflow is repeated with half the loss scale, so that each
+        call is exactly one update.
+        """
+        while True:
+            loss, grad_norm = self._backward(inputs, targets)
+            overflowed = math.isfinite(loss) and not math.isfinite(grad_norm)
+            if not (overflowed and self._scaler.is_enabled() and self._scaler.get_scale() > 1.0):
+                break
+            self._scaler.update()
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss}")
+        if not math.isfinite(grad_norm):
+            raise Diverged(f"the norm of the gradient is {grad_norm}")
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return StepResult(loss, grad_norm, 0 < self._grad_clip < grad_norm)
+
+    def _backward(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+        """Leaves the clipped gradient in the weights; returns the loss and the norm before."""
+        self._optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for micro_inputs, micro_targets in zip(inputs, targets, strict=True):
+            with autocast(self._device, self._dtype):
+                _, loss = self._forward(micro_inputs, micro_targets)
+            # micro-batches are equally large, so the mean of their means is the mean
+            self._scaler.scale(loss / len(inputs)).backward()
+            losses.append(loss.detach())
+        self._scaler.unscale_(self._optimizer)
+        if self._grad_clip > 0:
+            norm = clip_grad_norm_(self._weights, self._grad_clip)
+        else:
+            norm = get_total_norm([w.grad for w in self._weights if w.grad is not None])
+        # the one wait for the device in a step
+        mean_loss, grad_norm = torch.stack([torch.stack(losses).mean(), norm]).tolist()
+        return mean_loss, grad_norm
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The loss scale and its history, as JSON; empty unless the type is float16."""
+        return self._scaler.state_dict()
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        if state:
+            self._scaler.load_state_dict(state)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Matrix multiplications in `dtype`, sums and weights in float32; nothing for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
