@@ -68,7 +68,7 @@ class FoundModel(Protocol):
 
 
 class Models(Protocol):
-    """The models on disk: server.model_catalog.ModelCatalog."""
+    """The models on disk: server.models.catalog.ModelCatalog."""
 
     def resolve(self, reference: str, field: str = "model") -> FoundModel:
         """Raises InvalidArgument, NotFound, DataLoss."""

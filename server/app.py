@@ -1,0 +1,287 @@
+"""The whole server: everything is built here once, and stopped here in reverse.
+
+    app = await App.start(Settings(grpc_address="127.0.0.1:0"))
+    ...  # app.grpc_port, app.http_port
+    await app.stop()
+
+So stopping means, in this order: health says NOT_SERVING; new work is refused; the trainer saves a
+checkpoint and leaves; running calls get the rest of the grace; engines, HTTP and database close.
+"""
+
+import asyncio
+import logging
+import platform
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from ipaddress import ip_address
+from typing import Self
+
+import grpc
+import torch
+from grpc_health.v1.health_pb2_grpc import (  # type: ignore[import-untyped]
+    add_HealthServicer_to_server,
+)
+
+from nanogpt.device import device_name, pick_device
+from protos.nanogpt.v1.datasets_pb2_grpc import add_DatasetServiceServicer_to_server
+from protos.nanogpt.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
+from protos.nanogpt.v1.models_pb2_grpc import add_ModelServiceServicer_to_server
+from protos.nanogpt.v1.training_pb2_grpc import add_TrainingServiceServicer_to_server
+from server.benchmark.training import TrainingBenchmark
+from server.data_dir import claim
+from server.dataset_store import DatasetStore
+from server.device_memory import device_memory_bytes
+from server.errors import CannotStart, ServiceError
+from server.grpc_server import bind, create_server, enable_reflection
+from server.health import Health
+from server.interceptors import Gate, interceptor_chain
+from server.jobs.launcher import LocalLauncher
+from server.jobs.service import JobService
+from server.metrics import Metrics
+from server.models.store import ModelStore
+from server.pulse import beat
+from server.services.datasets import DatasetService
+from server.services.health import HealthService
+from server.services.inference import InferenceService
+from server.services.models import ModelService
+from server.services.training import TrainingService
+from server.settings import Settings, split_address
+from server.version import version
+from server.web.http_server import HttpServer
+from server.web.overview import overview
+from server.web.page import render
+from server.web.site import create_site
+
+logger = logging.getLogger(__name__)
+
+INFERENCE = "nanogpt.v1.InferenceService"
+SERVICES = (
+    INFERENCE,
+    "nanogpt.v1.TrainingService",
+    "nanogpt.v1.ModelService",
+    "nanogpt.v1.DatasetService",
+)
+HEALTH = "grpc.health.v1.Health"
+
+CLEAN_UP_SECONDS = 5.0
+"""How long handlers may take to clean up once the end of the grace has cancelled them."""
+
+
+class Grace:
+    """The time that stopping may take, shared by all that take part in it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = 0.0
+
+    def begin(self) -> None:
+        self._end = time.monotonic() + self._seconds
+
+    @property
+    def left_seconds(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
+
+class App:
+    """A running server. Create with `start`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises CannotStart if the machine lacks the device."""
+        try:
+            self.device = pick_device(settings.device)
+        except ValueError as error:
+            raise CannotStart(str(error)) from None
+        self.settings = settings
+        self.metrics = Metrics()
+        self.health = Health(SERVICES)
+        self.grpc_port = 0
+        self.http_port = 0
+        self._gate = Gate()
+        self._grace = Grace(settings.drain_seconds)
+        self._on_stop = AsyncExitStack()  # each part says how it stops when it starts
+
+    @classmethod
+    async def start(cls, settings: Settings) -> Self:
+        """A server that answers; readiness follows once the models to load at start are loaded.
+
+        Raises CannotStart.
+        """
+        app = cls(settings)
+        try:
+            await app._start()
+        except BaseException:
+            await app._on_stop.aclose()
+            raise
+        return app
+
+    async def stop(self) -> None:
+        """Stops everything, in at most `drain_seconds` and a little. Once is enough."""
+        self._grace.begin()
+        await self._on_stop.aclose()
+
+    async def _start(self) -> None:
+        with self._timed("stores"):
+            await self._open_stores()
+        with self._timed("listen"):
+            await self._start_http()
+            await self._start_grpc()
+        self._describe()
+        self.jobs.start()
+        self._on_stop.push_async_callback(lambda: self.jobs.drain(self._grace.left_seconds))
+        self._on_stop.callback(self._gate.close)
+        self._on_stop.callback(self.health.drain)
+        for name in ("", *SERVICES):
+            self.health.set(name, True)
+        self._run(self._beat)
+        self._run(self._load_models)
+
+    async def _open_stores(self) -> None:
+        settings = self.settings
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self._on_stop.enter_context(claim(settings.data_dir))
+        self.datasets = DatasetStore(
+            settings.data_dir,
+            max_upload_bytes=settings.max_upload_bytes,
+            in_use=lambda: self.jobs.datasets_in_use(),
+        )
+        self.models = ModelStore(
+            settings.data_dir,
+            datasets=self.datasets,
+            models_in_training=lambda: self.jobs.models_in_training(),
+            metrics=self.metrics,
+            memory_bytes=settings.model_memory_bytes,
+            num_slots=settings.num_slots,
+            max_waiting=settings.max_waiting_requests,
+            device=settings.device,
+        )
+        try:
+            self.jobs = await JobService.open(
+                settings.data_dir,
+                datasets=self.datasets,
+                models=self.models,
+                launcher=LocalLauncher(settings.threads),
+                metrics=self.metrics,
+                max_queued_jobs=settings.max_queued_jobs,
+                max_crashes=settings.max_crashes,
+            )
+        except ServiceError as error:
+            raise CannotStart(error.message) from error
+        self._on_stop.push_async_callback(self.jobs.close)
+
+    async def _start_http(self) -> None:
+        host, port = split_address(self.settings.http_address)
+        site = create_site(self.metrics.registry, self.health, self._render_page, host)
+        http = await HttpServer.start(site, host, port)
+        self._on_stop.push_async_callback(http.stop)
+        self.http_port = http.port
+
+    async def _start_grpc(self) -> None:
+        settings = self.settings
+        chain = interceptor_chain(self.metrics, self._gate, settings.max_deadline_seconds)
+        server = create_server(chain, settings.max_deadline_seconds)
+        inference = InferenceService(self.models, self._training_benchmark())
+        add_InferenceServiceServicer_to_server(inference, server)
+        add_TrainingServiceServicer_to_server(TrainingService(self.jobs), server)
+        add_ModelServiceServicer_to_server(ModelService(self.models), server)
+        add_DatasetServiceServicer_to_server(DatasetService(self.datasets), server)
+        add_HealthServicer_to_server(HealthService(self.health), server)
+        host, _ = split_address(settings.grpc_address)
+        if settings.reflection == "on" or (settings.reflection == "auto" and is_loopback(host)):
+            enable_reflection(server, (*SERVICES, HEALTH))
+        self.grpc_port = bind(server, settings.grpc_address)
+        await server.start()
+        if not is_loopback(host):
+            logger.warning("gRPC on %s asks for no credentials: trust its network", host)
+        self._on_stop.push_async_callback(self.models.stop, 0.0)
+        self._on_stop.push_async_callback(self._handlers_ended)
+        self._on_stop.push_async_callback(lambda: server.stop(self._grace.left_seconds))
+
+    def _training_benchmark(self) -> TrainingBenchmark:
+        return TrainingBenchmark(
+            self.settings.data_dir,
+            datasets=self.datasets,
+            models_in_training=self.jobs.models_in_training,
+            device=self.settings.device,
+            threads=self.settings.threads,
+        )
+
+    async def _handlers_ended(self) -> None:
+        try:
+            await asyncio.wait_for(self._gate.idle(), CLEAN_UP_SECONDS)
+        except TimeoutError:
+            logger.warning("handlers still run %g s after they were cancelled", CLEAN_UP_SECONDS)
+
+    async def _beat(self) -> None:
+        await beat(
+            self.metrics,
+            self.health,
+            lambda: self.models.heartbeat_age_seconds,
+            names=("liveness", INFERENCE),
+        )
+
+    async def _load_models(self) -> None:
+        """Loads what is to be loaded at start; without all of it the server is never ready."""
+        loaded = True
+        with self._timed("models"):
+            for name in self.settings.load_models:
+                try:
+                    await self.models.load(name)
+                except ServiceError as error:
+                    logger.error("model %s is not loaded: %s", name, error.message)
+                    loaded = False
+        self.health.set("readiness", loaded)
+
+    async def _render_page(self) -> str:
+        host, _ = split_address(self.settings.grpc_address)
+        tables = await overview(self.models, self.jobs)
+        return render(version(), f"{host}:{self.grpc_port}", tables)
+
+    def _describe(self) -> None:
+        """Fills in the metrics that say what runs where."""
+        self.metrics.build_info.info(
+            {
+                "version": version(),
+                "python": platform.python_version(),
+                "grpcio": grpc.__version__,
+                "torch": str(torch.__version__),
+            }
+        )
+        self.metrics.accelerator_info.info(
+            {"device": self.device.type, "name": device_name(self.device)}
+        )
+        self.metrics.device_memory_bytes.set_function(lambda: device_memory_bytes(self.device))
+
+    def _run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Runs something in the background until the server stops."""
+        task = asyncio.create_task(_logged(work))
+
+        async def cancel() -> None:
+            task.cancel()
+            await asyncio.wait([task])
+
+        self._on_stop.push_async_callback(cancel)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.metrics.startup_time_seconds.labels(phase=phase).set(time.monotonic() - start)
+
+
+async def _logged(work: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await work()
+    except Exception:
+        logger.exception("background work ended")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on the host."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""What Benchmark measures: load on an engine, and training steps in a process of their own."""

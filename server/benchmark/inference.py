@@ -1,0 +1,245 @@
+"""Measures how fast a model generates, and what share of the device that is.
+
+Requests are sent the way `Generate` sends them, so queueing and live traffic count. Greedy, with
+end-of-text ignored, so that every request has the same length. Knows nothing about protobuf.
+"""
+
+import asyncio
+import random
+import secrets
+import time
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nanogpt.config import (
+    InvalidConfig,
+    ModelConfig,
+    SamplingParams,
+    StoppingParams,
+    Violation,
+    option,
+    range_violations,
+)
+from nanogpt.device import Peak, device_name, dtype_name, measure_peak
+from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token, mfu
+from nanogpt.inference.events import Delta
+from nanogpt.inference.request import Request
+from server.models.loaded import SERVING_DTYPE, LoadedModel
+
+WARM_UP_TOKENS = 8
+MAX_LEVELS, MAX_CONCURRENCY = 16, 256
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceLoad:
+    """Load to put on a model; fields are those of the message InferenceBenchmark."""
+
+    concurrency: tuple[int, ...] = (1, 8)
+    prompt_tokens: int = option(16, "Random tokens in each prompt.", ge=1)
+    completion_tokens: int = option(64, "Tokens sampled by each request.", ge=2, le=4096)
+    requests: int | None = option(None, "Requests at each concurrency.", ge=1, le=10_000)
+    seed: int = option(1337, "Seeds the prompts.", ge=0, lt=1 << 64)
+
+    def __post_init__(self) -> None:
+        found = range_violations(self)
+        if not 1 <= len(self.concurrency) <= MAX_LEVELS:
+            problem = f"must have 1 to {MAX_LEVELS} entries, got {len(self.concurrency)}"
+            found.append(Violation("concurrency", problem))
+        for index, level in enumerate(self.concurrency):
+            if not 1 <= level <= MAX_CONCURRENCY:
+                problem = f"must be in [1, {MAX_CONCURRENCY}], got {level}"
+                found.append(Violation(f"concurrency[{index}]", problem))
+        if found:
+            raise InvalidConfig(found)
+
+    def check_fits(self, config: ModelConfig) -> None:
+        """Raises InvalidConfig if a prompt would fill the model's window."""
+        if self.prompt_tokens >= config.block_size:
+            problem = f"must be below block_size ({config.block_size}), got {self.prompt_tokens}"
+            raise InvalidConfig([Violation("prompt_tokens", problem)])
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Summary of a distribution."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResult:
+    """What one concurrency gave; fields are those of the message of the same name."""
+
+    model: str
+    concurrency: int
+    completed: int
+    duration_seconds: float
+    requests_per_second: float
+    tokens_per_second: float
+    time_to_first_token_seconds: Percentiles
+    inter_token_latency_seconds: Percentiles
+    mfu: float | None
+    mbu: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What a measurement ran on; fields are those of the message Device."""
+
+    type: str
+    name: str
+    dtype: str
+    threads: int
+    peak_flops: float | None
+    peak_bytes_per_second: float | None
+    peak_source: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Lap:
+    """One request: seconds until its first token, and between its tokens."""
+
+    first_token_seconds: float
+    gaps: "array[float]"
+
+
+class PeakMeter:
+    """Knows how fast a device can be, after one measurement off the event loop."""
+
+    def __init__(self) -> None:
+        self._peaks: dict[str, Peak] = {}
+        self._measuring = asyncio.Lock()
+
+    async def peak(self, device: torch.device) -> Peak:
+        """Peaks of a device in the arithmetic type that models are served in."""
+        async with self._measuring:
+            if str(device) not in self._peaks:
+                measured = await asyncio.to_thread(measure_peak, device, SERVING_DTYPE)
+                self._peaks[str(device)] = measured
+        return self._peaks[str(device)]
+
+
+class InferenceBenchmark:
+    """Puts a load on a model, one concurrency after another."""
+
+    def __init__(self, model: LoadedModel, load: InferenceLoad, peak: Peak) -> None:
+        """The load must fit the model."""
+        self._model = model
+        self._load = load
+        self._peak = peak
+
+    @property
+    def device(self) -> DeviceInfo:
+        """What it runs on."""
+        return DeviceInfo(
+            type=self._model.device.type,
+            name=device_name(self._model.device),
+            dtype=dtype_name(SERVING_DTYPE),
+            threads=torch.get_num_threads(),
+            peak_flops=self._peak.flops,
+            peak_bytes_per_second=self._peak.bytes_per_second,
+            peak_source=self._peak.source,
+        )
+
+    async def measure(self, concurrency: int) -> InferenceResult:
+        """Sends all requests, `concurrency` at a time, after a warm-up that does not count.
+
+        Raises as `EngineThread.submit`. Cancelling it cancels its requests.
+        """
+        load, model = self._load, self._model
+        await self._run(concurrency, concurrency, min(WARM_UP_TOKENS, load.completion_tokens))
+        num_requests = load.requests or 4 * concurrency
+        start = time.monotonic()
+        laps = await self._run(concurrency, num_requests, load.completion_tokens)
+        seconds = time.monotonic() - start
+        requests_per_second = len(laps) / seconds
+        tokens_per_second = requests_per_second * load.completion_tokens
+        flops_per_second = requests_per_second * self._flops_per_request()
+        bytes_per_second = tokens_per_second * self._bytes_per_token(concurrency)
+        peak_bytes = self._peak.bytes_per_second
+        return InferenceResult(
+            model=model.name,
+            concurrency=concurrency,
+            completed=len(laps),
+            duration_seconds=seconds,
+            requests_per_second=requests_per_second,
+            tokens_per_second=tokens_per_second,
+            time_to_first_token_seconds=percentiles(lap.first_token_seconds for lap in laps),
+            inter_token_latency_seconds=percentiles(gap for lap in laps for gap in lap.gaps),
+            mfu=mfu(flops_per_second, self._peak.flops),
+            mbu=bytes_per_second / peak_bytes if peak_bytes else None,
+        )
+
+    async def _run(self, concurrency: int, num_requests: int, completion_tokens: int) -> list[_Lap]:
+        """Every request's lap. The prompts depend on the load's seed alone."""
+        dice, vocabulary = random.Random(self._load.seed), range(self._model.tokenizer.vocab_size)
+        prompts = (
+            dice.choices(vocabulary, k=self._load.prompt_tokens) for _ in range(num_requests)
+        )
+        laps: list[_Lap] = []
+
+        async def take_turns() -> None:
+            for prompt in prompts:  # shared: each prompt goes to one of the senders
+                laps.append(await self._send(prompt, completion_tokens))
+
+        senders = [asyncio.create_task(take_turns()) for _ in range(concurrency)]
+        try:
+            await asyncio.gather(*senders)
+        finally:
+            for sender in senders:
+                sender.cancel()
+            await asyncio.gather(*senders, return_exceptions=True)
+        return laps
+
+    async def _send(self, prompt_ids: list[int], completion_tokens: int) -> _Lap:
+        stopping = StoppingParams(max_new_tokens=completion_tokens, ignore_end_of_text=True)
+        stream = self._model.engine.submit(
+            Request(secrets.token_hex(8), prompt_ids, SamplingParams(temperature=0.0), stopping)
+        )
+        gaps = array("d")
+        previous: float | None = None
+        try:
+            while events := await stream.next():
+                num_tokens = sum(len(e.token_ids) for e in events if isinstance(e, Delta))
+                if num_tokens:
+                    now = time.monotonic()
+                    if previous is not None:
+                        gaps.extend([(now - previous) / num_tokens] * num_tokens)
+                    previous = now
+        finally:
+            stream.cancel()
+        return _Lap(stream.timings.time_to_first_token_seconds, gaps)
+
+    def _flops_per_request(self) -> float:
+        """Floating-point operations that one request needs.
+
+        All tokens but the last sampled one pass through the network, at contexts of 1, 2, 3, ...;
+        the count is linear in the context, so the mean context gives the sum. The output layer,
+        2 * vocab_size * n_embd, runs for sampled tokens only.
+        """
+        config, load = self._model.model_config, self._load
+        num_tokens = load.prompt_tokens + load.completion_tokens - 1
+        mean_context = min((num_tokens + 1) // 2, config.block_size)
+        head = 2 * config.vocab_size * config.n_embd
+        unsampled = load.prompt_tokens - 1
+        return num_tokens * decode_flops_per_token(config, mean_context) - unsampled * head
+
+    def _bytes_per_token(self, concurrency: int) -> float:
+        """Bytes of weights and KV cache read for each sampled token: a batch shares a step."""
+        config, load = self._model.model_config, self._load
+        batch = min(concurrency, self._model.num_slots)
+        context = min(load.prompt_tokens + load.completion_tokens // 2, config.block_size)
+        step_bytes = decode_bytes_per_step(config, SERVING_DTYPE.itemsize, batch, context)
+        return step_bytes / batch
+
+
+def percentiles(seconds: Iterable[float]) -> Percentiles:
+    """Median, 95th and 99th percentile, interpolated between measurements."""
+    p50, p95, p99 = np.percentile(np.fromiter(seconds, dtype=np.float64), [50, 95, 99])
+    return Percentiles(float(p50), float(p95), float(p99))

@@ -1,0 +1,37 @@
+"""Ends calls that take longer than the server allows, whatever the caller allows."""
+
+import asyncio
+from typing import Any
+
+from server.errors import DeadlineExceeded
+from server.interceptors.call import Call, CallInterceptor
+
+FOLLOWING = frozenset(
+    {
+        "/grpc.health.v1.Health/Watch",
+        "/nanogpt.v1.TrainingService/StreamLogs",
+        "/nanogpt.v1.TrainingService/StreamMetrics",
+    }
+)
+"""Methods without a cap: they follow something for as long as it lasts."""
+
+
+class DeadlineCap(CallInterceptor):
+    """Cancels a handler after `max_seconds`."""
+
+    def __init__(self, max_seconds: float) -> None:
+        self.max_seconds = max_seconds
+
+    async def around(self, call: Call) -> Any:
+        if call.method in FOLLOWING:
+            return await call.proceed()
+        cap = asyncio.timeout(self.max_seconds)
+        try:
+            async with cap:
+                return await call.proceed()
+        except TimeoutError:
+            if not cap.expired():
+                raise
+            raise DeadlineExceeded(
+                f"the call took longer than the {self.max_seconds:g} s this server allows"
+            ) from None

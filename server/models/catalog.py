@@ -1,0 +1,218 @@
+"""The models on disk: `models/NAME/`, and the checkpoints below `runs/ID/checkpoints/`.
+
+Finds, describes, deletes and imports them. Everything here reads or writes files and is meant to
+run off the event loop. It does not know which models are in memory.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from nanogpt.checkpoint import (
+    CheckpointDamaged,
+    CheckpointMeta,
+    list_checkpoints,
+    read_meta,
+    save_checkpoint,
+    step_folder,
+    step_of,
+    sweep_unfinished,
+)
+from nanogpt.config import InvalidConfig, ModelConfig, Violation
+from nanogpt.flops import multiplied_weights
+from nanogpt.interop import import_hugging_face, import_nanogpt
+from nanogpt.tokenizer import Tokenizer, tokenizer_from_json
+from nanogpt.training.run_directory import RunDirectory
+from server.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
+from server.models.reference import ModelReference, parse_reference
+from server.names import is_name
+
+logger = logging.getLogger(__name__)
+
+IMPORTERS: dict[str, Callable[[Path], tuple[ModelConfig, dict[str, Tensor]]]] = {
+    "hugging_face": import_hugging_face,
+    "nanogpt": lambda folder: import_nanogpt(folder / "ckpt.pt"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """Where a reference leads at this moment."""
+
+    reference: str
+    """Canonical: `NAME`, `NAME@STEP` or `job:ID`; never empty."""
+    name: str
+    """The model's name; of a job, the name that its model will have."""
+    folder: Path
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the reference leads to the same weights for ever; that of a job moves on."""
+        return not self.reference.startswith("job:")
+
+    def is_as_new_as(self, other: "ModelRef") -> bool:
+        """Whether these weights are not older than those of another look at the reference."""
+        return self.is_final or step_of(self.folder) >= step_of(other.folder)
+
+
+class ModelCatalog:
+    """What lies below a data folder."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._models = data_dir / "models"
+        self._runs = data_dir / "runs"
+        self._imports = data_dir / "imports"
+        self._models.mkdir(parents=True, exist_ok=True)
+        sweep_unfinished(self._models)
+
+    def resolve(self, reference: str, field: str = "model") -> ModelRef:
+        """Where `reference`, the request's `field`, leads. Raises InvalidArgument, NotFound,
+        DataLoss."""
+        wanted = parse_reference(reference, field)
+        if wanted.job_id is not None:
+            return self._newest_of_job(wanted.job_id)
+        if wanted.name is None:
+            return self._newest()
+        folder = self._folder(wanted.name)
+        if wanted.step is not None:
+            folder = self._folder_of_step(wanted)
+        return ModelRef(str(wanted), wanted.name, folder)
+
+    def find(self, reference: str, field: str = "model") -> tuple[ModelRef, CheckpointMeta]:
+        """Where `reference` leads, and all about it but its weights. Raises as `resolve`."""
+        ref = self.resolve(reference, field)
+        return ref, self.read(ref)
+
+    def read(self, ref: ModelRef) -> CheckpointMeta:
+        """All about a model but its weights. Raises NotFound, DataLoss."""
+        try:
+            return read_meta(ref.folder)
+        except FileNotFoundError:
+            raise NotFound("model", ref.reference) from None
+        except CheckpointDamaged as error:
+            raise damaged(ref, error) from None
+
+    def list(self) -> list[tuple[ModelRef, CheckpointMeta]]:
+        """Every model, newest first. Damaged ones are left out and logged."""
+        found = []
+        for folder in self._models.iterdir():
+            if is_name(folder.name):
+                try:
+                    found.append((ModelRef(folder.name, folder.name, folder), read_meta(folder)))
+                except FileNotFoundError:  # deleted meanwhile
+                    continue
+                except CheckpointDamaged as error:
+                    logger.warning("model %s is left out: %s", folder.name, error)
+        return sorted(found, key=lambda model: model[1].create_time, reverse=True)
+
+    def has(self, name: str) -> bool:
+        """Whether the name of a model is taken, whole or damaged."""
+        return is_name(name) and (self._models / name).exists()
+
+    def delete(self, name: str) -> None:
+        """Deletes a model, damaged or not. Raises NotFound."""
+        # renamed first: a reader sees the whole model or none; the next start sweeps what is left
+        deleting = self._models / f".deleting-{name}"
+        shutil.rmtree(deleting, ignore_errors=True)
+        self._folder(name).rename(deleting)
+        shutil.rmtree(deleting, ignore_errors=True)
+
+    def import_model(self, name: str, source: str, format: str, tokenizer: Tokenizer) -> None:
+        """Makes model `name` of the files in imports/`source`, of a format in IMPORTERS.
+
+        Raises NotFound if there is no such folder, AlreadyExists, InvalidArgument if the files
+        cannot be used with this tokenizer.
+        """
+        files, folder = self._imports / source, self._models / name
+        if not files.is_dir():
+            raise NotFound("import", source, f"there is no folder {source!r} below imports/")
+        if folder.exists():
+            raise AlreadyExists("model", name)
+        try:
+            config, state = IMPORTERS[format](files)
+        except ValueError as error:  # its text is written for the caller
+            raise InvalidArgument([Violation("source", str(error))]) from None
+        if tokenizer.vocab_size > config.vocab_size:
+            problem = (
+                f"its tokenizer has {tokenizer.vocab_size} tokens, "
+                f"the files are those of a model of {config.vocab_size}"
+            )
+            raise InvalidArgument([Violation("dataset", problem)])
+        meta = CheckpointMeta(
+            step=0, model_config=config, tokenizer=tokenizer.to_json(), create_time=time.time()
+        )
+        save_checkpoint(folder, meta, state, None)
+
+    def _folder(self, name: str) -> Path:
+        folder = self._models / name
+        if not folder.is_dir():
+            raise NotFound("model", name)
+        return folder
+
+    def _folder_of_step(self, wanted: ModelReference) -> Path:
+        """Folder of one checkpoint of the job that trained a model."""
+        assert wanted.name is not None and wanted.step is not None
+        model = self._folder(wanted.name)
+        meta = self.read(ModelRef(wanted.name, wanted.name, model))
+        if meta.step == wanted.step:
+            return model
+        checkpoints = RunDirectory(self._runs / meta.job_id).checkpoints_path
+        known = list_checkpoints(checkpoints) if is_name(meta.job_id) else []
+        folder = step_folder(checkpoints, wanted.step)
+        if folder not in known:
+            steps = sorted({meta.step, *map(step_of, known)})
+            raise NotFound(
+                "checkpoint",
+                str(wanted),
+                f"model {wanted.name!r} has no checkpoint of step {wanted.step}; "
+                f"there are {', '.join(map(str, steps))}",
+            )
+        return folder
+
+    def _newest_of_job(self, job_id: str) -> ModelRef:
+        run = RunDirectory(self._runs / job_id)
+        if not run.path.is_dir():
+            raise NotFound("job", job_id)
+        checkpoints = list_checkpoints(run.checkpoints_path)
+        if not checkpoints:
+            raise NotFound(
+                "checkpoint", f"job:{job_id}", f"job {job_id!r} has not written a checkpoint yet"
+            )
+        try:
+            name = run.read_spec().model
+        except InvalidConfig:
+            raise DataLoss("job", job_id, f"spec.json of job {job_id!r} is damaged") from None
+        return ModelRef(f"job:{job_id}", name, checkpoints[-1])
+
+    def _newest(self) -> ModelRef:
+        for ref, _ in self.list():
+            return ref
+        if self._runs.is_dir():
+            for job_id in sorted(filter(is_name, os.listdir(self._runs)), reverse=True):
+                if list_checkpoints(RunDirectory(self._runs / job_id).checkpoints_path):
+                    return self._newest_of_job(job_id)
+        raise NotFound("model", "", "there is no model yet: train one, or import one")
+
+
+def damaged(ref: ModelRef, error: CheckpointDamaged) -> DataLoss:
+    """What callers are told of a damaged checkpoint: base names only."""
+    return DataLoss("model", ref.reference, f"model {ref.reference} is damaged: {error}")
+
+
+def tokenizer_of(ref: ModelRef, meta: CheckpointMeta) -> Tokenizer:
+    """The tokenizer that a model was trained with. Raises DataLoss."""
+    try:
+        return tokenizer_from_json(meta.tokenizer)
+    except ValueError:
+        raise damaged(ref, CheckpointDamaged("its tokenizer is not known")) from None
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of weights of a network of this shape, tied ones counted once."""
+    return multiplied_weights(config) + config.block_size * config.n_embd

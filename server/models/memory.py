@@ -1,0 +1,316 @@
+"""Which models are in memory: loads them when they are asked for, frees them when room is needed.
+
+A request holds its model until it has ended, and a held model is never freed. Loading happens off
+the event loop, once for all who wait for it; all bookkeeping happens on the loop. It asks the
+catalog where a reference leads and knows nothing else about the disk.
+
+A newer checkpoint of a job is loaded beside the one in memory: new requests get the new one,
+running ones finish on the old, which is then freed.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+
+from server.errors import DataLoss, NotFound, ResourceExhausted, Unavailable
+from server.metrics import Metrics
+from server.models.catalog import ModelCatalog, ModelRef
+from server.models.loaded import LoadedModel, build_engine, memory_bytes_of
+from server.serving.engine_thread import EngineThread
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+"""When to try again if only models in use are in the way."""
+
+
+class ModelState(StrEnum):
+    """Places a model can be."""
+
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    LOADED = "loaded"
+
+
+@dataclass(eq=False, slots=True)
+class _Slot:
+    """What is in memory, or on its way there, for one reference."""
+
+    reference: str
+    model: LoadedModel | None = None
+    loading: asyncio.Task[None] | None = None
+    num_waiting: int = 0
+    """Callers about to hold its model, which must not make room for another before they do."""
+    is_pinned: bool = False
+    refused: Path | None = None
+    """A newer checkpoint that turned out damaged and is not tried again."""
+
+    @property
+    def state(self) -> ModelState:
+        if self.model is not None:
+            return ModelState.LOADED
+        return ModelState.LOADING if self.loading is not None else ModelState.UNLOADED
+
+    @property
+    def memory_bytes(self) -> int:
+        return 0 if self.model is None else self.model.memory_bytes
+
+    @property
+    def last_used_at(self) -> float:
+        return 0.0 if self.model is None else self.model.last_used_at
+
+    @property
+    def is_held(self) -> bool:
+        return self.model is not None and self.model.num_holders > 0
+
+    def serves(self, ref: ModelRef) -> bool:
+        """Whether its model is alive and no older than the reference asks for."""
+        if self.model is None or self.model.engine.has_ended:
+            return False
+        return ref.folder == self.refused or self.model.ref.is_as_new_as(ref)
+
+
+class ModelMemory:
+    """The models in memory, and those on their way there or out of it."""
+
+    def __init__(
+        self,
+        catalog: ModelCatalog,
+        metrics: Metrics,
+        *,
+        memory_bytes: int | None,
+        num_slots: int,
+        max_waiting: int,
+        device: torch.device,
+    ) -> None:
+        """Models take at most `memory_bytes` together; None is half of the machine's."""
+        self._catalog = catalog
+        self._metrics = metrics
+        self._memory_bytes = _half_of_memory() if memory_bytes is None else memory_bytes
+        self._num_slots = num_slots
+        self._max_waiting = max_waiting
+        self._device = device
+        self._slots: dict[str, _Slot] = {}  # by canonical reference
+        self._in_memory: list[LoadedModel] = []  # those of slots, and retired ones still held
+        self._used_bytes = 0  # by these, and by loads under way
+        self._making_room = asyncio.Lock()
+        self._freeing: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+
+    @property
+    def heartbeat_age_seconds(self) -> float:
+        """Age of the oldest heartbeat of all engine threads; 0 if there are none."""
+        return max((model.engine.heartbeat_age_seconds for model in self._in_memory), default=0.0)
+
+    def state(self, reference: str) -> ModelState:
+        """Where the model of a canonical reference is."""
+        slot = self._slots.get(reference)
+        return ModelState.UNLOADED if slot is None else slot.state
+
+    @asynccontextmanager
+    async def acquire(self, reference: str, field: str) -> AsyncIterator[LoadedModel]:
+        """The model, in memory meanwhile; it is loaded if it was not.
+
+        Raises as `ModelCatalog.resolve`, ResourceExhausted if it does not fit, Unavailable while
+        stopping.
+        """
+        with (await self._ready(reference, field)).held() as model:
+            yield model
+
+    async def pin(self, reference: str, field: str) -> None:
+        """Loads a model that stays until it is released. Raises as `acquire`."""
+        async with self.acquire(reference, field) as model:
+            self._slots[model.ref.reference].is_pinned = True
+
+    async def release(self, reference: str) -> None:
+        """Frees the model of a canonical reference, once it is loaded and nobody holds it."""
+        slot = self._slots.get(reference)
+        if slot is not None and slot.loading is not None:
+            await asyncio.wait([slot.loading])
+        if slot is not None and slot.model is not None:
+            slot.is_pinned = False
+            await asyncio.shield(self._retire(slot))
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Loads nothing more, lets running requests finish within the grace, frees everything."""
+        self._is_stopping = True
+        loads = [slot.loading for slot in self._slots.values() if slot.loading is not None]
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
+        await asyncio.gather(*(model.engine.stop(grace_seconds) for model in self._in_memory))
+        for slot in list(self._slots.values()):
+            if slot.model is not None:
+                self._retire(slot)
+        await asyncio.gather(*self._freeing)
+
+    # --- loading ---------------------------------------------------------------------------------
+
+    async def _ready(self, reference: str, field: str) -> LoadedModel:
+        """The model to use now; whoever awaits it can hold it before anything else happens."""
+        slot = self._slots.get(reference)
+        if slot is not None and slot.model is not None and slot.model.ref.is_final:
+            if not slot.model.engine.has_ended:
+                return slot.model  # spares a look at the disk
+        ref = await asyncio.to_thread(self._catalog.resolve, reference, field)
+        slot = self._slots.setdefault(ref.reference, _Slot(ref.reference))
+        slot.num_waiting += 1
+        try:
+            while not slot.serves(ref):
+                await self._load_once(slot, ref)
+        except Exception as error:
+            if slot.model is None or slot.model.engine.has_ended:
+                raise
+            if isinstance(error, (DataLoss, NotFound)):
+                slot.refused = ref.folder
+            step = slot.model.weight_version
+            logger.warning("%s goes on with step %d", ref.reference, step, exc_info=error)
+        finally:
+            slot.num_waiting -= 1
+            self._forget_if_empty(slot)
+        assert slot.model is not None
+        return slot.model
+
+    async def _load_once(self, slot: _Slot, ref: ModelRef) -> None:
+        """Waits for the load under way, or for a new one. Going away does not stop it."""
+        if not self._is_stopping:
+            if slot.loading is None:
+                slot.loading = asyncio.create_task(self._load(slot, ref))
+                slot.loading.add_done_callback(lambda load: self._end_load(slot, load))
+            load = slot.loading
+            await asyncio.wait([load])
+            if not load.cancelled():
+                return load.result()
+        raise Unavailable("the server is stopping; try another one, or later")
+
+    def _end_load(self, slot: _Slot, load: asyncio.Task[None]) -> None:
+        slot.loading = None
+        if not load.cancelled():
+            load.exception()  # seen, also if nobody waits any more
+        self._forget_if_empty(slot)
+
+    async def _load(self, slot: _Slot, ref: ModelRef) -> None:
+        """Puts a model into its slot, in place of an older or a dead one."""
+        start = time.monotonic()
+        meta = await asyncio.to_thread(self._catalog.read, ref)
+        memory_bytes = memory_bytes_of(meta.model_config, self._num_slots)
+        await self._make_room(memory_bytes, slot)
+        try:
+            engine, tokenizer = await asyncio.to_thread(
+                build_engine, ref, meta, self._device, self._num_slots
+            )
+        except BaseException:
+            self._used_bytes -= memory_bytes
+            raise
+        thread = EngineThread(
+            engine,
+            model=ref.name,
+            metrics=self._metrics,
+            num_slots=self._num_slots,
+            max_waiting=self._max_waiting,
+            loop=asyncio.get_running_loop(),
+        )
+        thread.start()
+        if slot.model is not None:
+            self._retire(slot)
+        slot.model = LoadedModel(
+            ref=ref,
+            weight_version=meta.step,
+            tokenizer=tokenizer,
+            model_config=meta.model_config,
+            device=self._device,
+            num_slots=self._num_slots,
+            engine=thread,
+            memory_bytes=memory_bytes,
+            last_used_at=time.monotonic(),
+        )
+        self._in_memory.append(slot.model)
+        seconds = time.monotonic() - start
+        self._metrics.weight_load_duration_seconds.labels(model=ref.name).set(seconds)
+        self._metrics.weight_version_info.labels(model=ref.name, version=str(meta.step)).set(1)
+        logger.info("loaded %s, step %d, in %.2f s", ref.reference, meta.step, seconds)
+
+    # --- making room -----------------------------------------------------------------------------
+
+    async def _make_room(self, needed_bytes: int, slot: _Slot) -> None:
+        """Reserves memory, retiring idle models if need be, the one longest unused first.
+
+        A slot's own older version goes last, since it is what serves if the load fails. Raises
+        ResourceExhausted, with nothing retired, if all that is not enough.
+        """
+        async with self._making_room:  # or two loads would count on the same bytes
+            kept_bytes = self._used_bytes - sum(other.memory_bytes for other in self._idle(slot))
+            if kept_bytes + needed_bytes > self._memory_bytes:
+                raise self._does_not_fit(needed_bytes, kept_bytes, slot)
+            while self._used_bytes + needed_bytes > self._memory_bytes:
+                idle = self._idle(slot)  # anew each time: models come into use meanwhile
+                if not idle:
+                    raise self._does_not_fit(needed_bytes, self._used_bytes, slot)
+                await asyncio.shield(self._retire(idle[0]))
+            self._used_bytes += needed_bytes
+
+    def _idle(self, slot: _Slot) -> list[_Slot]:
+        """Slots whose models may make room for that of `slot`, in the order of going."""
+        idle = [
+            other
+            for other in self._slots.values()
+            if other is not slot
+            and other.model is not None
+            and not (other.is_held or other.num_waiting or other.is_pinned)
+        ]
+        idle.sort(key=lambda other: other.last_used_at)
+        return [*idle, slot] if slot.model and not slot.is_held else idle
+
+    def _does_not_fit(self, needed: int, kept: int, slot: _Slot) -> ResourceExhausted:
+        may_end = needed <= self._memory_bytes and any(m.num_holders for m in self._in_memory)
+        return ResourceExhausted(
+            f"model {slot.reference} needs {_megabytes(needed)}; of the "
+            f"{_megabytes(self._memory_bytes)} that models may take together "
+            f"{_megabytes(kept)} are in use or kept by LoadModel",
+            RETRY_SECONDS if may_end else None,
+            limit="model_memory",
+        )
+
+    def _retire(self, slot: _Slot) -> asyncio.Task[None]:
+        """Takes the model out of its slot; it is freed once nobody holds it."""
+        model, slot.model = slot.model, None
+        assert model is not None
+        self._forget_if_empty(slot)
+        task = asyncio.create_task(self._free(model))
+        self._freeing.add(task)
+        task.add_done_callback(self._freeing.discard)
+        return task
+
+    async def _free(self, model: LoadedModel) -> None:
+        await model.unheld.wait()
+        await model.engine.stop(None)
+        self._in_memory.remove(model)
+        self._used_bytes -= model.memory_bytes
+        versions = {other.weight_version for other in self._in_memory if other.name == model.name}
+        if not versions:
+            self._metrics.forget_model(model.name)
+        elif model.weight_version not in versions:
+            self._metrics.weight_version_info.remove(model.name, str(model.weight_version))
+        logger.info("freed %s, step %d", model.ref.reference, model.weight_version)
+
+    def _forget_if_empty(self, slot: _Slot) -> None:
+        is_empty = slot.state is ModelState.UNLOADED and not slot.num_waiting
+        if is_empty and self._slots.get(slot.reference) is slot:
+            del self._slots[slot.reference]
+
+
+def _half_of_memory() -> int:
+    """Half of this machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"

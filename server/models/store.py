@@ -1,0 +1,154 @@
+"""All that can be done with models: find, load, use, unload, import and delete them.
+
+Brings together what is on disk (ModelCatalog, off the event loop) and what is in memory
+(ModelMemory). Knows nothing about protobuf.
+
+    async with models.acquire("job:0123") as model:
+        stream = model.engine.submit(request)
+"""
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt.checkpoint import CheckpointMeta
+from nanogpt.device import pick_device
+from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
+from server.dataset_store import DatasetStore
+from server.errors import AlreadyExists, FailedPrecondition, ResourceExhausted
+from server.metrics import Metrics
+from server.models.catalog import ModelCatalog, ModelRef, parameter_count, tokenizer_of
+from server.models.loaded import LoadedModel
+from server.models.memory import ModelMemory, ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """All there is to know about a model."""
+
+    name: str
+    state: ModelState
+    meta: CheckpointMeta
+    parameter_count: int
+
+
+class ModelStore:
+    """The models of a data folder."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        datasets: DatasetStore,
+        models_in_training: Callable[[], Awaitable[set[str]]],
+        metrics: Metrics,
+        memory_bytes: int | None = None,
+        num_slots: int = 32,
+        max_waiting: int = 64,
+        device: str = "auto",
+    ) -> None:
+        """Loaded models take at most `memory_bytes` together; None is half of the machine's.
+
+        Each generates `num_slots` sequences at a time and lets `max_waiting` more requests wait.
+        `models_in_training` tells the names that jobs will give to their models. Raises ValueError
+        if there is no such device.
+        """
+        self._catalog = ModelCatalog(data_dir)
+        self._memory = ModelMemory(
+            self._catalog,
+            metrics,
+            memory_bytes=memory_bytes,
+            num_slots=num_slots,
+            max_waiting=max_waiting,
+            device=pick_device(device),
+        )
+        self._datasets = datasets
+        self._models_in_training = models_in_training
+        self._importing: set[str] = set()
+
+    @property
+    def heartbeat_age_seconds(self) -> float:
+        """Age of the oldest heartbeat of all engine threads; 0 if no model is loaded."""
+        return self._memory.heartbeat_age_seconds
+
+    def resolve(self, reference: str, field: str = "model") -> ModelRef:
+        """Where a reference leads now. Reads the disk. Raises InvalidArgument naming the request's
+        `field`, NotFound, DataLoss."""
+        return self._catalog.resolve(reference, field)
+
+    def has(self, name: str) -> bool:
+        """Whether the name of a model is taken on disk."""
+        return self._catalog.has(name)
+
+    async def list(self) -> list[ModelInfo]:
+        """Every model on disk, newest first."""
+        return [self._info(*found) for found in await asyncio.to_thread(self._catalog.list)]
+
+    async def get(self, reference: str, field: str = "model") -> ModelInfo:
+        """One model. Raises as `resolve`."""
+        return self._info(*await asyncio.to_thread(self._catalog.find, reference, field))
+
+    async def tokenizer(self, reference: str) -> Tokenizer:
+        """The tokenizer of a model, which is not loaded for that. Raises as `resolve`."""
+        return tokenizer_of(*await asyncio.to_thread(self._catalog.find, reference))
+
+    def acquire(
+        self, reference: str, field: str = "model"
+    ) -> AbstractAsyncContextManager[LoadedModel]:
+        """The model, in memory meanwhile; it is loaded if it was not.
+
+        Raises as `resolve`, ResourceExhausted if it does not fit, Unavailable while stopping.
+        """
+        return self._memory.acquire(reference, field)
+
+    async def load(self, reference: str, field: str = "model") -> ModelInfo:
+        """Loads a model and keeps it until `unload`. Raises as `acquire`."""
+        await self._memory.pin(reference, field)
+        return await self.get(reference, field)
+
+    async def unload(self, reference: str, field: str = "model") -> ModelInfo:
+        """Frees a model once nobody holds it. New requests load it again. Raises as `resolve`."""
+        ref = await asyncio.to_thread(self.resolve, reference, field)
+        await self._memory.release(ref.reference)
+        return await self.get(reference, field)
+
+    async def delete(self, name: str) -> None:
+        """Deletes a model's files. Raises NotFound, FailedPrecondition while it is loaded."""
+        if self._memory.state(name) is not ModelState.UNLOADED:
+            raise FailedPrecondition(
+                "model_loaded", name, f"model {name!r} is loaded; unload it first"
+            )
+        await asyncio.to_thread(self._catalog.delete, name)
+
+    async def import_model(self, name: str, source: str, format: str, dataset: str) -> ModelInfo:
+        """Makes model `name` of the files in imports/`source`, see ModelCatalog.import_model.
+
+        It gets the tokenizer of `dataset`, or GPT-2's if that is empty. Raises NotFound,
+        AlreadyExists, InvalidArgument, ResourceExhausted if the disk is full.
+        """
+        tokenizer: Tokenizer = GPT2Tokenizer()
+        if dataset:
+            tokenizer = tokenizer_from_json(self._datasets.get(dataset).meta.tokenizer)
+        if name in self._importing or name in await self._models_in_training():
+            raise AlreadyExists("model", name)
+        self._importing.add(name)
+        try:
+            await asyncio.to_thread(self._catalog.import_model, name, source, format, tokenizer)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ResourceExhausted("the server's disk is full", limit="disk") from None
+        finally:
+            self._importing.discard(name)
+        return await self.get(name)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Loads nothing more, lets running requests finish within the grace, frees everything."""
+        await self._memory.stop(grace_seconds)
+
+    def _info(self, ref: ModelRef, meta: CheckpointMeta) -> ModelInfo:
+        state = self._memory.state(ref.reference)
+        return ModelInfo(ref.name, state, meta, parameter_count(meta.model_config))

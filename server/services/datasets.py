@@ -1,0 +1,133 @@
+"""DatasetService: wire <-> DatasetStore, and nothing else.
+
+Contract: protos/nanogpt/v1/datasets.proto.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from nanogpt.config import Violation, unknown_key
+from nanogpt.datasets.shipped import SHIPPED, ShippedDataset
+from protos.nanogpt.v1 import datasets_pb2 as pb
+from protos.nanogpt.v1 import datasets_pb2_grpc as pb_grpc
+from server.dataset_store import DatasetInfo, DatasetStore, NewDataset
+from server.errors import InvalidArgument
+from server.names import name_violations
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+TOKENIZERS = {pb.TOKENIZER_CHAR: "char", pb.TOKENIZER_GPT2: "gpt2"}
+TOKENIZER_NUMBERS = {name: number for number, name in TOKENIZERS.items()}
+ENCODINGS = ("utf-8", "cp1252")
+DEFAULT_VAL_RATIO = 0.1
+
+
+class DatasetService(pb_grpc.DatasetServiceServicer):
+    """Uploads, lists and deletes datasets."""
+
+    def __init__(self, datasets: DatasetStore) -> None:
+        self._datasets = datasets
+
+    async def CreateDataset(
+        self, requests: AsyncIterator[pb.CreateDatasetRequest], context: Context
+    ) -> pb.CreateDatasetResponse:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("part") != "spec":
+            raise InvalidArgument([Violation("spec", "must be in the first message")])
+        info = await self._datasets.create(_new_dataset(first.spec), _texts(requests))
+        return pb.CreateDatasetResponse(dataset=_dataset(info))
+
+    async def GetDataset(
+        self, request: pb.GetDatasetRequest, context: Context
+    ) -> pb.GetDatasetResponse:
+        return pb.GetDatasetResponse(dataset=_dataset(self._datasets.get(request.name)))
+
+    async def ListDatasets(
+        self, request: pb.ListDatasetsRequest, context: Context
+    ) -> pb.ListDatasetsResponse:
+        return pb.ListDatasetsResponse(
+            datasets=[_dataset(info) for info in self._datasets.list()],
+            shipped=[_shipped(shipped) for shipped in SHIPPED.values()],
+        )
+
+    async def DeleteDataset(
+        self, request: pb.DeleteDatasetRequest, context: Context
+    ) -> pb.DeleteDatasetResponse:
+        await self._datasets.delete(request.name)
+        return pb.DeleteDatasetResponse()
+
+
+async def _texts(requests: AsyncIterator[pb.CreateDatasetRequest]) -> AsyncIterator[bytes]:
+    """The text of every message after the first."""
+    async for request in requests:
+        if request.WhichOneof("part") != "text":
+            raise InvalidArgument([Violation("text", "must be in every message after the first")])
+        yield request.text
+
+
+def _new_dataset(spec: pb.DatasetSpec) -> NewDataset:
+    """What the spec asks for, with defaults filled in. Raises InvalidArgument naming all faults."""
+    found = name_violations("spec.name", spec.name) if spec.name or not spec.shipped else []
+    shipped = SHIPPED.get(spec.shipped)
+    if spec.shipped and shipped is None:
+        description = unknown_key(spec.shipped, SHIPPED).description
+        found.append(Violation("spec.shipped", description.replace("key", "dataset")))
+    if spec.tokenizer not in (pb.TOKENIZER_UNSPECIFIED, *TOKENIZERS):
+        found.append(Violation("spec.tokenizer", f"has no value {spec.tokenizer}"))
+    if spec.HasField("val_ratio") and not 0 < spec.val_ratio <= 0.5:
+        found.append(Violation("spec.val_ratio", f"must be in (0, 0.5], got {spec.val_ratio:g}"))
+    if spec.encoding not in ("", *ENCODINGS):
+        allowed = " or ".join(ENCODINGS)
+        found.append(Violation("spec.encoding", f"must be {allowed}, got {spec.encoding!r}"))
+    if shipped is not None and not found:
+        found += _fixed_by(shipped, spec)
+    if found:
+        raise InvalidArgument(found)
+    if shipped is not None:
+        name = spec.name or shipped.name
+        return NewDataset(name, shipped.tokenizer, shipped.val_ratio, "utf-8", shipped)
+    return NewDataset(
+        name=spec.name,
+        tokenizer=TOKENIZERS.get(spec.tokenizer, "char"),
+        val_ratio=spec.val_ratio if spec.HasField("val_ratio") else DEFAULT_VAL_RATIO,
+        encoding=spec.encoding or None,
+    )
+
+
+def _fixed_by(shipped: ShippedDataset, spec: pb.DatasetSpec) -> list[Violation]:
+    """Fields that ask for something else than the shipped dataset is."""
+    found = []
+    if TOKENIZERS.get(spec.tokenizer, shipped.tokenizer) != shipped.tokenizer:
+        found.append(Violation("spec.tokenizer", f"is {shipped.tokenizer} for {shipped.name!r}"))
+    if spec.HasField("val_ratio") and spec.val_ratio != shipped.val_ratio:
+        found.append(Violation("spec.val_ratio", f"is {shipped.val_ratio:g} for {shipped.name!r}"))
+    if spec.encoding not in ("", "utf-8"):
+        found.append(Violation("spec.encoding", f"is utf-8 for {shipped.name!r}"))
+    return found
+
+
+def _dataset(info: DatasetInfo) -> pb.Dataset:
+    meta, create_time = info.meta, Timestamp()
+    create_time.FromMicroseconds(round(meta.create_time * 1e6))
+    return pb.Dataset(
+        name=info.name,
+        tokenizer=TOKENIZER_NUMBERS[meta.tokenizer["kind"]],
+        train_tokens=meta.train_tokens,
+        val_tokens=meta.val_tokens,
+        vocab_size=meta.vocab_size,
+        characters=meta.characters or 0,
+        encoding=meta.encoding or "",
+        source_sha256=meta.source_sha256 or "",
+        create_time=create_time,
+    )
+
+
+def _shipped(shipped: ShippedDataset) -> pb.ShippedDataset:
+    return pb.ShippedDataset(
+        name=shipped.name,
+        description=shipped.description,
+        needs_download=shipped.url is not None,
+    )

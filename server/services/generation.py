@@ -1,0 +1,213 @@
+"""Messages of Generate <-> requests and events of the engine.
+
+Defaults are filled in here, and every fault of a message is found at once.
+"""
+
+import secrets
+from typing import Any, TypeVar
+
+from nanogpt.config import InvalidConfig, ModelConfig, SamplingParams, StoppingParams, Violation
+from nanogpt.inference.events import Delta, Finished, FinishReason
+from nanogpt.inference.logprobs import TokenLogprob
+from nanogpt.inference.request import Request, validate_request
+from nanogpt.tokenizer import Tokenizer, UnknownCharacters
+from protos.nanogpt.v1 import inference_pb2 as pb
+from server.errors import InvalidArgument
+from server.services.numbers import decimal
+from server.serving.request_stream import RequestStream, Timings
+
+SEED_BITS = 32
+"""Of a seed that the server draws: enough to differ, few enough digits to type again."""
+
+CONTEXT_OVERFLOW = {
+    pb.CONTEXT_OVERFLOW_UNSPECIFIED: "roll",
+    pb.CONTEXT_OVERFLOW_ROLL: "roll",
+    pb.CONTEXT_OVERFLOW_STOP: "stop",
+    pb.CONTEXT_OVERFLOW_EXACT: "exact",
+}
+CONTEXT_OVERFLOW_NUMBERS = {name: number for number, name in CONTEXT_OVERFLOW.items()}
+
+FINISH_REASONS: dict[FinishReason, pb.FinishReason] = {
+    "length": pb.FINISH_REASON_LENGTH,
+    "end_of_text": pb.FINISH_REASON_END_OF_TEXT,
+    "stop": pb.FINISH_REASON_STOP,
+}
+
+P = TypeVar("P", SamplingParams, StoppingParams)
+
+
+def request_from_pb(
+    message: pb.GenerateRequest, config: ModelConfig, tokenizer: Tokenizer
+) -> Request:
+    """The request, with a new id. Encodes the prompt: run it off the event loop.
+
+    Raises InvalidArgument naming every field that is wrong.
+    """
+    prompt_ids, found = _prompt_from_pb(message, tokenizer)
+    sampling, wrong = _sampling_from_pb(message.sampling)
+    found += wrong
+    stopping, wrong = _stopping_from_pb(message.stopping)
+    found += wrong
+    request = Request(
+        id=secrets.token_hex(8),  # the call's own id may be its caller's, and not unique
+        prompt_ids=prompt_ids,
+        sampling=sampling,
+        stopping=stopping,
+        num_samples=message.num_samples if message.HasField("num_samples") else 1,
+        logprobs=message.response.logprobs,
+        top_logprobs=message.response.top_logprobs,
+    )
+    try:
+        validate_request(request, config, tokenizer)
+    except InvalidConfig as error:
+        found += error.violations
+    if found:
+        raise InvalidArgument(found)
+    return request
+
+
+def started_to_pb(
+    request: Request, request_id: str, model: str, weight_version: int
+) -> pb.GenerateResponse:
+    return pb.GenerateResponse(
+        started=pb.Started(
+            request_id=request_id,
+            model=model,
+            weight_version=weight_version,
+            prompt_tokens=len(request.prompt_ids),
+            sampling=_sampling_to_pb(request.sampling),
+            stopping=_stopping_to_pb(request.stopping),
+        )
+    )
+
+
+def delta_to_pb(delta: Delta) -> pb.GenerateResponse:
+    return pb.GenerateResponse(
+        delta=pb.Delta(
+            sample_index=delta.sample_index,
+            text=delta.text,
+            token_ids=delta.token_ids,
+            logprobs=[_logprob_to_pb(logprob) for logprob in delta.logprobs],
+        )
+    )
+
+
+def finished_to_pb(finished: Finished, whole: RequestStream | None) -> pb.GenerateResponse:
+    """The end of a sample; `whole` is the request if this was its last one."""
+    message = pb.Finished(
+        sample_index=finished.sample_index,
+        reason=FINISH_REASONS[finished.reason],
+        stop_string=finished.stop_string,
+        stop_token_id=finished.stop_token_id,
+    )
+    if whole is not None:
+        message.usage.prompt_tokens = whole.prompt_tokens
+        message.usage.completion_tokens = whole.completion_tokens
+        message.timings.CopyFrom(_timings_to_pb(whole.timings))
+    return pb.GenerateResponse(finished=message)
+
+
+def _prompt_from_pb(
+    message: pb.GenerateRequest, tokenizer: Tokenizer
+) -> tuple[list[int], list[Violation]]:
+    """Token ids of the prompt; any valid ones if it is wrong, so that the rest can be checked."""
+    if message.WhichOneof("input") == "prompt_token_ids":
+        return list(message.prompt_token_ids.ids), []
+    if not message.prompt and tokenizer.end_of_text_id is not None:
+        return [tokenizer.end_of_text_id], []
+    try:
+        return tokenizer.encode(message.prompt or "\n"), []
+    except UnknownCharacters as error:
+        problem = f"has {error}" if message.prompt else "must be set: there is no newline to begin"
+        return [0], [Violation("prompt", problem)]
+
+
+def _sampling_from_pb(message: pb.SamplingParams) -> tuple[SamplingParams, list[Violation]]:
+    values: dict[str, Any] = {
+        field.name: value if isinstance(value, int) else decimal(value)
+        for field, value in message.ListFields()
+        if field.name != "logit_bias"
+    }
+    values["logit_bias"] = {id: decimal(bias) for id, bias in message.logit_bias.items()}
+    values.setdefault("seed", secrets.randbits(SEED_BITS))
+    return _checked(SamplingParams, "sampling", values)
+
+
+def _stopping_from_pb(message: pb.StoppingParams) -> tuple[StoppingParams, list[Violation]]:
+    values: dict[str, Any] = {
+        field.name: value
+        for field, value in message.ListFields()
+        if field.name not in ("stop_strings", "stop_token_ids", "context_overflow")
+    }
+    values["stop_strings"] = tuple(message.stop_strings)
+    values["stop_token_ids"] = tuple(message.stop_token_ids)
+    found = []
+    if message.context_overflow in CONTEXT_OVERFLOW:
+        values["context_overflow"] = CONTEXT_OVERFLOW[message.context_overflow]
+    else:
+        problem = f"has no value {message.context_overflow}"
+        found.append(Violation("stopping.context_overflow", problem))
+    stopping, wrong = _checked(StoppingParams, "stopping", values)
+    return stopping, found + wrong
+
+
+def _checked(kind: type[P], path: str, values: dict[str, Any]) -> tuple[P, list[Violation]]:
+    """The parameters, and what is wrong with them. Wrong ones are left at their defaults, so that
+    what depends on the others can be checked too."""
+    found: list[Violation] = []
+    while True:
+        try:
+            return kind(**values), [
+                Violation(f"{path}.{violation.field}", violation.description) for violation in found
+            ]
+        except InvalidConfig as error:
+            found = found or error.violations  # those of later rounds come from the defaults
+            wrong = {violation.field.partition("[")[0] for violation in error.violations}
+            values = {name: value for name, value in values.items() if name not in wrong}
+
+
+def _sampling_to_pb(sampling: SamplingParams) -> pb.SamplingParams:
+    return pb.SamplingParams(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=sampling.logit_bias,
+        seed=sampling.seed,
+    )
+
+
+def _stopping_to_pb(stopping: StoppingParams) -> pb.StoppingParams:
+    return pb.StoppingParams(
+        max_new_tokens=stopping.max_new_tokens,
+        stop_strings=stopping.stop_strings,
+        stop_token_ids=stopping.stop_token_ids,
+        min_new_tokens=stopping.min_new_tokens,
+        ignore_end_of_text=stopping.ignore_end_of_text,
+        include_stop_string=stopping.include_stop_string,
+        context_overflow=CONTEXT_OVERFLOW_NUMBERS[stopping.context_overflow],
+    )
+
+
+def _logprob_to_pb(logprob: TokenLogprob) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        token_id=logprob.token_id,
+        logprob=logprob.logprob,
+        rank=logprob.rank,
+        top=[
+            pb.TokenLogprob.Alternative(token_id=other.token_id, logprob=other.logprob)
+            for other in logprob.top
+        ],
+    )
+
+
+def _timings_to_pb(timings: Timings) -> pb.Timings:
+    return pb.Timings(
+        queue_seconds=timings.queue_seconds,
+        time_to_first_token_seconds=timings.time_to_first_token_seconds,
+        decode_seconds=timings.decode_seconds,
+        total_seconds=timings.total_seconds,
+    )

@@ -1,0 +1,164 @@
+"""InferenceService: wire <-> models and benchmarks, and nothing else.
+
+Contract: protos/nanogpt/v1/inference.proto. Messages of Generate are in generation.py, those of
+Benchmark in benchmarks.py.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+
+from nanogpt.config import InvalidConfig, Violation
+from nanogpt.inference.events import Delta, Finished
+from nanogpt.tokenizer import UnknownCharacters, UnknownTokenId
+from protos.nanogpt.v1 import inference_pb2 as pb
+from protos.nanogpt.v1 import inference_pb2_grpc as pb_grpc
+from server.benchmark.inference import InferenceBenchmark, PeakMeter
+from server.benchmark.training import TrainingBenchmark
+from server.errors import InvalidArgument, ResourceExhausted
+from server.interceptors import current_request_id
+from server.models.loaded import LoadedModel
+from server.models.store import ModelStore
+from server.services.benchmarks import (
+    device_to_pb,
+    inference_load_from_pb,
+    inference_result_to_pb,
+    invalid,
+    training_result_to_pb,
+    training_values_from_pb,
+)
+from server.services.generation import (
+    delta_to_pb,
+    finished_to_pb,
+    request_from_pb,
+    started_to_pb,
+)
+from server.serving.request_stream import RequestStream
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_TOKENIZE_BYTES = 1 << 20
+SLOW_READER_SECONDS = 30.0
+"""How long Generate waits for its reader before it gives the slot to somebody else."""
+
+
+class InferenceService(pb_grpc.InferenceServiceServicer):
+    """Generates, tokenizes and measures. Score is not implemented."""
+
+    def __init__(
+        self,
+        models: ModelStore,
+        training_benchmark: TrainingBenchmark,
+        *,
+        slow_reader_seconds: float = SLOW_READER_SECONDS,
+    ) -> None:
+        self._models = models
+        self._training = training_benchmark
+        self._peaks = PeakMeter()
+        self._slow_reader_seconds = slow_reader_seconds
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        received_at = time.monotonic()
+        async with self._models.acquire(request.model) as model:
+            model.engine.check_admission(context.time_remaining())
+            try:
+                wanted = await asyncio.to_thread(
+                    request_from_pb, request, model.model_config, model.tokenizer
+                )
+            except InvalidArgument:
+                model.engine.reject("validation")
+                raise
+            stream = model.engine.submit(wanted, received_at=received_at)
+            try:
+                await self._relay(stream, model, context)
+            finally:
+                remaining = context.time_remaining()
+                is_late = remaining is not None and remaining <= 0
+                stream.cancel("deadline" if is_late else "cancelled")
+
+    async def Benchmark(self, request: pb.BenchmarkRequest, context: Context) -> None:
+        if request.WhichOneof("target") == "training":
+            await self._measure_training(request.training, context)
+        else:
+            await self._measure_inference(request.inference, context)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        num_bytes = len(request.text.encode())
+        if num_bytes > MAX_TOKENIZE_BYTES:
+            problem = f"must have at most {MAX_TOKENIZE_BYTES} bytes, got {num_bytes}"
+            raise InvalidArgument([Violation("text", problem)])
+        tokenizer = await self._models.tokenizer(request.model)
+        try:
+            token_ids = await asyncio.to_thread(tokenizer.encode, request.text)
+        except UnknownCharacters as error:
+            raise InvalidArgument([Violation("text", f"has {error}")]) from None
+        return pb.TokenizeResponse(token_ids=token_ids)
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: Context
+    ) -> pb.DetokenizeResponse:
+        tokenizer = await self._models.tokenizer(request.model)
+        try:
+            text = await asyncio.to_thread(tokenizer.decode, request.token_ids)
+        except UnknownTokenId as error:
+            index = list(request.token_ids).index(error.token_id)
+            problem = f"must be in [0, {tokenizer.vocab_size}), got {error.token_id}"
+            raise InvalidArgument([Violation(f"token_ids[{index}]", problem)]) from None
+        return pb.DetokenizeResponse(text=text)
+
+    async def _measure_inference(self, request: pb.InferenceBenchmark, context: Context) -> None:
+        load = inference_load_from_pb(request)
+        async with self._models.acquire(request.model, "inference.model") as model:
+            try:
+                load.check_fits(model.model_config)
+            except InvalidConfig as error:
+                raise invalid("inference", error) from None
+            benchmark = InferenceBenchmark(model, load, await self._peaks.peak(model.device))
+            for concurrency in load.concurrency:
+                response = pb.BenchmarkResponse(
+                    inference=inference_result_to_pb(await benchmark.measure(concurrency)),
+                    device=device_to_pb(benchmark.device),
+                )
+                await context.write(response)
+
+    async def _measure_training(self, request: pb.TrainingBenchmark, context: Context) -> None:
+        try:
+            result, device = await self._training.run(training_values_from_pb(request))
+        except InvalidConfig as error:
+            raise invalid("training", error) from None
+        response = pb.BenchmarkResponse(
+            training=training_result_to_pb(result), device=device_to_pb(device)
+        )
+        await context.write(response)
+
+    async def _relay(self, stream: RequestStream, model: LoadedModel, context: Context) -> None:
+        """Writes all events of a request, each as soon as the reader takes the one before."""
+        started = started_to_pb(
+            stream.request, current_request_id(), model.name, model.weight_version
+        )
+        unfinished = stream.request.num_samples
+        while events := await stream.next():
+            for event in events:
+                response = started
+                if isinstance(event, Delta):
+                    response = delta_to_pb(event)
+                elif isinstance(event, Finished):
+                    unfinished -= 1
+                    response = finished_to_pb(event, None if unfinished else stream)
+                await self._write(response, stream, context)
+
+    async def _write(
+        self, response: pb.GenerateResponse, stream: RequestStream, context: Context
+    ) -> None:
+        try:
+            async with asyncio.timeout(self._slow_reader_seconds):
+                await context.write(response)
+        except TimeoutError:
+            stream.cancel("slow_reader")
+            raise ResourceExhausted(
+                f"the stream was not read for {self._slow_reader_seconds:g} s",
+                retry_seconds=1.0,
+                limit="reader",
+            ) from None

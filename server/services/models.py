@@ -1,0 +1,117 @@
+"""ModelService: wire <-> ModelStore, and nothing else.
+
+Contract: protos/nanogpt/v1/models.proto.
+"""
+
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from nanogpt.config import ModelConfig, Violation
+from protos.nanogpt.v1 import models_pb2 as pb
+from protos.nanogpt.v1 import models_pb2_grpc as pb_grpc
+from server.errors import InvalidArgument
+from server.models.memory import ModelState
+from server.models.store import ModelInfo, ModelStore
+from server.names import name_violations
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+STATES = {
+    ModelState.UNLOADED: pb.Model.STATE_UNLOADED,
+    ModelState.LOADING: pb.Model.STATE_LOADING,
+    ModelState.LOADED: pb.Model.STATE_LOADED,
+}
+IMPORT_FORMATS = {
+    pb.MODEL_FORMAT_HUGGING_FACE: "hugging_face",
+    pb.MODEL_FORMAT_NANOGPT: "nanogpt",
+}
+
+
+class ModelService(pb_grpc.ModelServiceServicer):
+    """Lists, loads, unloads, deletes and imports models. ExportModel is not implemented."""
+
+    def __init__(self, models: ModelStore) -> None:
+        self._models = models
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=map(model_to_pb, await self._models.list()))
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        _require_name(request.name)
+        info = await self._models.get(request.name, field="name")
+        return pb.GetModelResponse(model=model_to_pb(info))
+
+    async def LoadModel(
+        self, request: pb.LoadModelRequest, context: Context
+    ) -> pb.LoadModelResponse:
+        _require_name(request.name)
+        info = await self._models.load(request.name, field="name")
+        return pb.LoadModelResponse(model=model_to_pb(info))
+
+    async def UnloadModel(
+        self, request: pb.UnloadModelRequest, context: Context
+    ) -> pb.UnloadModelResponse:
+        _require_name(request.name)
+        info = await self._models.unload(request.name, field="name")
+        return pb.UnloadModelResponse(model=model_to_pb(info))
+
+    async def DeleteModel(
+        self, request: pb.DeleteModelRequest, context: Context
+    ) -> pb.DeleteModelResponse:
+        if found := name_violations("name", request.name):
+            raise InvalidArgument(found)
+        await self._models.delete(request.name)
+        return pb.DeleteModelResponse()
+
+    async def ImportModel(
+        self, request: pb.ImportModelRequest, context: Context
+    ) -> pb.ImportModelResponse:
+        found = name_violations("name", request.name) + name_violations("source", request.source)
+        if request.dataset:
+            found += name_violations("dataset", request.dataset)
+        if request.format not in IMPORT_FORMATS:
+            allowed = " or ".join(map(pb.ModelFormat.Name, IMPORT_FORMATS))
+            found.append(Violation("format", f"must be {allowed}, got {request.format}"))
+        if found:
+            raise InvalidArgument(found)
+        info = await self._models.import_model(
+            request.name, request.source, IMPORT_FORMATS[request.format], request.dataset
+        )
+        return pb.ImportModelResponse(model=model_to_pb(info))
+
+
+def model_to_pb(info: ModelInfo) -> pb.Model:
+    meta, create_time = info.meta, Timestamp()
+    create_time.FromMicroseconds(round(meta.create_time * 1e6))
+    return pb.Model(
+        name=info.name,
+        config=model_config_to_pb(meta.model_config),
+        parameter_count=info.parameter_count,
+        state=STATES[info.state],
+        job_id=meta.job_id,
+        create_time=create_time,
+        step=meta.step,
+        val_loss=meta.val_loss,
+        tokenizer=meta.tokenizer["kind"],
+        size_bytes=meta.size_bytes,
+    )
+
+
+def model_config_to_pb(config: ModelConfig) -> pb.ModelConfig:
+    return pb.ModelConfig(
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_embd=config.n_embd,
+        block_size=config.block_size,
+        vocab_size=config.vocab_size,
+        bias=config.bias,
+    )
+
+
+def _require_name(name: str) -> None:
+    if not name:
+        raise InvalidArgument([Violation("name", "must be set: NAME, NAME@STEP or job:ID")])

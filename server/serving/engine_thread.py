@@ -1,0 +1,294 @@
+"""One thread per loaded model: it owns the engine and takes its steps, and nobody else touches it.
+
+    event loop                                engine thread
+    submit, cancel ── commands (a queue) ──>  before each step
+    streams, metrics <── one report ────────  after each step
+
+A report is handed to the loop by one wake-up a step, whatever the number of requests, and all
+bookkeeping happens there, so nothing in this file needs a lock. It knows nothing about protobuf,
+text or where models come from.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nanogpt.device import is_out_of_memory
+from nanogpt.inference.engine import Engine
+from nanogpt.inference.events import Delta, Event, Failed, Finished, Started
+from nanogpt.inference.request import Request
+from server.errors import DeadlineExceeded, ResourceExhausted, Unavailable
+from server.metrics import Metrics
+from server.serving.drain_rate import DrainRate
+from server.serving.request_stream import RequestStream
+from server.serving.serving_record import ServingRecord
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 1.0
+"""Longest wait for a command: an idle thread's heartbeat is never older than this."""
+
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 30.0
+"""Bounds of the advice given to callers who find the queue full."""
+
+
+class EngineFailure(Exception):
+    """A forward pass, or the engine itself, raised; the cause is chained."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What a step brought and what the engine holds after it."""
+
+    events: list[Event]
+    start: float
+    """When the step began, in seconds of `time.monotonic()`."""
+    end: float
+    batch_size: int
+    num_tokens: int
+    running: int
+    waiting: int
+    kv_usage: float
+
+    @property
+    def load(self) -> tuple[int, int, float]:
+        return self.running, self.waiting, self.kv_usage
+
+
+class EngineThread:
+    """Runs an engine for any number of requests at a time."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        model: str,
+        metrics: Metrics,
+        num_slots: int,
+        max_waiting: int,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """`model` names the engine in metrics and errors. Beside as many requests as it has slots,
+        at most `max_waiting` are accepted."""
+        self._engine = engine
+        self._model = model
+        self._record = ServingRecord(metrics, model)
+        self._num_slots = num_slots
+        self._max_waiting = max_waiting
+        self._loop = loop
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"engine {model}", daemon=True)
+        self._heartbeat = time.monotonic()
+        # the rest belongs to the event loop
+        self._streams: dict[str, RequestStream] = {}
+        self._drain_rate = DrainRate()
+        self.is_stopping = False
+        """Whether new requests are refused, for good."""
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._ended = asyncio.Event()
+
+    # --- on the event loop -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to take steps."""
+        self._thread.start()
+
+    @property
+    def heartbeat_age_seconds(self) -> float:
+        """Time since the thread last began a step or a wait; grows without end if it hangs."""
+        return time.monotonic() - self._heartbeat
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread is over: stopped, or its engine raised outside a forward pass."""
+        return self._ended.is_set()
+
+    def check_admission(self, remaining_seconds: float | None = None) -> None:
+        """Raises what `submit` would raise now. Costs nothing: ask before preparing a request.
+
+        Raises DeadlineExceeded too if the request would still be waiting after
+        `remaining_seconds`, the time until its deadline.
+        """
+        if self.is_stopping or self.has_ended:
+            self._record.rejected("draining")
+            raise Unavailable(f"model {self._model} is being unloaded; try again")
+        waiting = max(0, len(self._streams) - self._num_slots)
+        if len(self._streams) >= self._num_slots + self._max_waiting:
+            self._record.rejected("queue_full")
+            raise ResourceExhausted(
+                f"{waiting} requests wait for model {self._model}, as many as this server allows",
+                self._retry_seconds(),
+                limit="waiting_requests",
+            )
+        wait_seconds = waiting * (self._drain_rate.seconds_per_request or 0.0)
+        if remaining_seconds is not None and wait_seconds > remaining_seconds:
+            self._record.rejected("deadline")
+            raise DeadlineExceeded(
+                f"{waiting} requests wait for model {self._model}: its queue takes about "
+                f"{wait_seconds:.1f} s, the deadline is in {remaining_seconds:.1f} s"
+            )
+
+    def submit(self, request: Request, *, received_at: float | None = None) -> RequestStream:
+        """The stream of a valid request that joins the queue.
+
+        `received_at`, in seconds of `time.monotonic()`, is when its timings begin; None is now.
+        Its id must differ from those of unfinished requests. Raises ResourceExhausted if the queue
+        is full, Unavailable once stopping.
+        """
+        self.check_admission()
+        stream = RequestStream(request, received_at, on_cancel=self._cancel)
+        self._streams[request.id] = stream
+        self._empty.clear()
+        self._commands.put(lambda: self._engine.add(request))
+        return stream
+
+    def reject(self, reason: str) -> None:
+        """Counts a request that its service refused before it was submitted."""
+        self._record.rejected(reason)
+
+    async def stop(self, grace_seconds: float | None) -> None:
+        """Refuses new requests, lets running ones finish, ends the thread.
+
+        After `grace_seconds`, or never if None, what still runs ends with Unavailable. Another
+        call may cut the wait of the first one short.
+        """
+        self.is_stopping = True
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            for stream in list(self._streams.values()):
+                self._end(stream, "draining", Unavailable("the server is stopping; try again"))
+        self._commands.put(None)
+        await self._ended.wait()
+        self._thread.join()
+        self._record.load(0, 0, 0.0)
+
+    def _retry_seconds(self) -> float:
+        """When a place in a full queue is likely to be free: after half of it has drained."""
+        per_request = self._drain_rate.seconds_per_request
+        if per_request is None:
+            return 1.0
+        return min(max(per_request * self._max_waiting / 2, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+
+    def _cancel(self, stream: RequestStream, reason: str) -> None:
+        self._end(stream, reason)
+        self._commands.put(lambda: self._engine.cancel(stream.request.id))
+
+    def _end(
+        self, stream: RequestStream, reason: str | None, error: Exception | None = None
+    ) -> None:
+        """Forgets a request; a `reason` says why it got no whole answer."""
+        del self._streams[stream.request.id]
+        if reason is not None:
+            self._record.rejected(reason)
+        stream.end(error)
+        if not self._streams:
+            self._empty.set()
+
+    def _receive(self, report: _Report) -> None:
+        """Hands a step's events to their readers and keeps the books."""
+        before = len(self._streams)
+        for event in report.events:
+            stream = self._streams.get(event.request_id)
+            # else cancelled while the step ran, and its id perhaps taken by a new request
+            if stream is not None and stream.submitted_at <= report.start:
+                self._receive_event(stream, event, report)
+        if report.num_tokens:
+            self._record.step(report.batch_size, report.num_tokens)
+            completed = before - len(self._streams)
+            self._drain_rate.step(report.end - report.start, report.waiting, completed)
+        self._record.load(*report.load)
+
+    def _receive_event(self, stream: RequestStream, event: Event, report: _Report) -> None:
+        match event:
+            case Started():
+                stream.clock.started_at = report.start
+                self._record.started(stream.clock, stream.prompt_tokens)
+                stream.push(event)
+            case Delta():
+                self._record.tokens(stream.clock, event, report.end)
+                stream.push(event)
+            case Finished():
+                self._record.sample_finished(event.reason)
+                stream.push(event)
+                stream.unfinished_samples -= 1
+                if not stream.unfinished_samples:
+                    self._record.completed(stream.clock)
+                    self._end(stream, None)
+            case Failed():
+                self._end(stream, "failed", _explain(event.error))
+
+    def _receive_death(self, error: BaseException | None) -> None:
+        """The thread is over: as asked, or because of an error that spares no request."""
+        if error is not None:
+            logger.error("the engine of %s died", self._model, exc_info=error)
+            for stream in list(self._streams.values()):
+                self._end(stream, "failed", _explain(error))
+            self._record.load(0, 0, 0.0)
+        self._ended.set()
+
+    # --- in the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            self._take_steps()
+        except BaseException as raised:
+            error = raised
+        self._loop.call_soon_threadsafe(self._receive_death, error)
+
+    def _take_steps(self) -> None:
+        reported = (0, 0, 0.0)
+        while self._obey_commands():
+            report = self._step()
+            if report.num_tokens or report.events or report.load != reported:
+                reported = report.load
+                self._loop.call_soon_threadsafe(self._receive, report)
+
+    def _obey_commands(self) -> bool:
+        """Obeys all commands there are, waiting for one if there is no work. False means stop."""
+        self._heartbeat = time.monotonic()
+        wait = not self._engine.has_work()
+        try:
+            while True:
+                command = self._commands.get(block=wait, timeout=IDLE_SECONDS)
+                if command is None:
+                    return False
+                command()
+                wait = False
+        except queue.Empty:
+            return True
+
+    def _step(self) -> _Report:
+        """Takes a step if there is work. Cancelled requests are gone before."""
+        engine, start = self._engine, time.monotonic()
+        result = engine.step() if engine.has_work() else None
+        return _Report(
+            events=result.events if result else [],
+            start=start,
+            end=time.monotonic(),
+            batch_size=result.batch_size if result else 0,
+            num_tokens=result.prefill_tokens + result.decode_tokens if result else 0,
+            running=engine.num_running,
+            waiting=engine.num_waiting,
+            kv_usage=engine.kv_cache_usage_ratio,
+        )
+
+
+def _explain(error: BaseException) -> Exception:
+    """What the reader of a failed request gets: a limit to act on, or our bug."""
+    if is_out_of_memory(error):
+        return ResourceExhausted(
+            "the server ran out of memory; ask for fewer samples, or later",
+            retry_seconds=1.0,
+            limit="memory",
+        )
+    failure = EngineFailure("the forward pass failed")
+    failure.__cause__ = error
+    return failure

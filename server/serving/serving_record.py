@@ -1,0 +1,90 @@
+"""Keeps the serving metrics of one engine: latencies, tokens, batches, queue.
+
+Gauges move by differences, because two versions of one model share a label while new weights
+replace old ones; both add up, and an idle engine adds exactly 0.
+"""
+
+from nanogpt.inference.events import Delta
+from server.metrics import Metrics
+from server.serving.request_stream import RequestClock
+
+KV_USAGE_GRAIN = 1 << 20
+"""KV usage is rounded to a multiple of 2**-20: differences of such numbers are exact in binary, so
+they add up to exactly 0."""
+
+
+class ServingRecord:
+    """Metrics of one engine, under its model's name."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._running = metrics.num_requests_running.labels(model=model)
+        self._waiting = metrics.num_requests_waiting.labels(model=model)
+        self._kv_usage = metrics.kv_cache_usage_ratio.labels(model=model)
+        self._inter_token_latency = metrics.inter_token_latency_seconds.labels(model=model)
+        self._generation_tokens = metrics.generation_tokens_total.labels(model=model)
+        self._batch_size = metrics.batch_size.labels(model=model)
+        self._iteration_tokens = metrics.iteration_tokens.labels(model=model)
+        self._load = (0, 0, 0.0)
+
+    def load(self, running: int, waiting: int, kv_usage: float) -> None:
+        """What the engine holds now: sequences in the batch, in the queue, share of the cache."""
+        now = (running, waiting, round(kv_usage * KV_USAGE_GRAIN) / KV_USAGE_GRAIN)
+        for gauge, old, new in zip(
+            (self._running, self._waiting, self._kv_usage), self._load, now, strict=True
+        ):
+            if new != old:
+                gauge.inc(new - old)
+        self._load = now
+
+    def step(self, batch_size: int, num_tokens: int) -> None:
+        """One forward pass over `num_tokens` tokens of `batch_size` sequences."""
+        self._batch_size.observe(batch_size)
+        self._iteration_tokens.observe(num_tokens)
+
+    def rejected(self, reason: str) -> None:
+        """A request got no whole answer, for `reason`."""
+        self._metrics.requests_rejected_total.labels(model=self._model, reason=reason).inc()
+
+    def started(self, clock: RequestClock, prompt_tokens: int) -> None:
+        """A request left the queue."""
+        self._metrics.request_queue_time_seconds.labels(model=self._model).observe(
+            clock.started_at - clock.received_at
+        )
+        self._metrics.prompt_tokens_total.labels(model=self._model).inc(prompt_tokens)
+
+    def tokens(self, clock: RequestClock, delta: Delta, now: float) -> None:
+        """Tokens of one sample came: one observation of the gap for each of them."""
+        num_tokens = len(delta.token_ids)
+        is_first = not clock.num_tokens
+        gap = clock.samples[delta.sample_index].count(num_tokens, now)
+        self._generation_tokens.inc(num_tokens)
+        if gap is not None:
+            for _ in range(num_tokens):
+                self._inter_token_latency.observe(gap / num_tokens)
+        if is_first:
+            model = self._model
+            self._metrics.time_to_first_token_seconds.labels(model=model).observe(
+                now - clock.received_at
+            )
+            self._metrics.request_prefill_time_seconds.labels(model=model).observe(
+                now - clock.started_at
+            )
+
+    def sample_finished(self, reason: str) -> None:
+        """A sample is complete: `length`, `end_of_text` or `stop`."""
+        self._metrics.request_finished_total.labels(model=self._model, finish_reason=reason).inc()
+
+    def completed(self, clock: RequestClock) -> None:
+        """All samples of a request are complete."""
+        model, timings = self._model, clock.timings
+        self._metrics.e2e_request_latency_seconds.labels(model=model).observe(timings.total_seconds)
+        self._metrics.request_decode_time_seconds.labels(model=model).observe(
+            timings.decode_seconds
+        )
+        per_token = self._metrics.request_time_per_output_token_seconds.labels(model=model)
+        for sample in clock.samples:
+            if sample.num_tokens > 1:
+                decode_seconds = sample.last_token_at - sample.first_token_at
+                per_token.observe(decode_seconds / (sample.num_tokens - 1))

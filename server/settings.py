@@ -1,0 +1,194 @@
+"""Every knob of the server: name, type, default, unit and range in one place.
+
+Read once at start, from `NANOGPT_*` environment variables and `--key=value` arguments, which win.
+Everything below gets plain values.
+
+    NANOGPT_DATA_DIR=/data python -m server --grpc_address=0.0.0.0:50051 --load_models=gpt2
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "NANOGPT_"
+
+
+class BadSettings(ValueError):
+    """Settings that cannot be used; the text names every variable and what is allowed there."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port`; IPv6 hosts stand in brackets. Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("must be host:port with a port in [0, 65535], 0 picks a free one")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _checked_address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+def _split_names(value: Any) -> Any:
+    return (
+        [name.strip() for name in value.split(",") if name.strip()]
+        if isinstance(value, str)
+        else value
+    )
+
+
+Address = Annotated[str, AfterValidator(_checked_address)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
+
+
+class Settings(BaseSettings):
+    """What an operator may decide. Immutable."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        env_ignore_empty=True,
+        extra="forbid",
+        protected_namespaces=(),
+    )
+
+    data_dir: Path = Field(
+        default=Path("data"),
+        description="Folder of datasets, models, runs and the job database; a local disk.",
+    )
+    grpc_address: Address = Field(
+        default="127.0.0.1:50051", description="host:port of the gRPC server; port 0 picks one."
+    )
+    http_address: Address = Field(
+        default="127.0.0.1:9464",
+        description="host:port of the web page, /metrics and /healthz; port 0 picks one.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="Where models run."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads of models; unset is torch's choice."
+    )
+    load_models: Names = Field(
+        default=(),
+        description="Models to load at start and keep in memory, separated by commas.",
+    )
+    model_memory_bytes: int | None = Field(
+        default=None,
+        ge=1 << 20,
+        description="Bytes that loaded models may take together; unset is half of the machine's.",
+    )
+    num_slots: int = Field(
+        default=32, ge=1, le=1024, description="Sequences that a model generates at a time."
+    )
+    max_waiting_requests: int = Field(
+        default=64,
+        ge=0,
+        le=100_000,
+        description="Requests that wait for a model; more are refused.",
+    )
+    max_queued_jobs: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="Jobs that wait for their turn; more are refused.",
+    )
+    max_crashes: int = Field(
+        default=3, ge=0, le=1000, description="Crashes of a job's trainer before the job fails."
+    )
+    max_upload_bytes: int = Field(
+        default=1 << 30, ge=1, description="Largest text that CreateDataset takes, in bytes."
+    )
+    max_deadline_seconds: float = Field(
+        default=600,
+        gt=0,
+        le=86_400,
+        description="Longest a call may take, in seconds, unless it follows a job or health.",
+    )
+    drain_seconds: float = Field(
+        default=20,
+        ge=0,
+        le=3600,
+        description="Time that running calls get to finish when the server stops, in seconds.",
+    )
+    reflection: Literal["auto", "on", "off"] = Field(
+        default="auto", description="Whether clients may ask for the API; auto is on for loopback."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe messages that are logged."
+    )
+
+
+def load_settings(arguments: Sequence[str] = ()) -> Settings:
+    """Settings of the environment, overridden by `--key=value` arguments. Raises BadSettings.
+
+    An empty value, in either place, is the default.
+    """
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        key = key.replace("-", "_")
+        if not argument.startswith("--") or not equals:
+            raise BadSettings(f"{argument}: arguments are written --key=value; see --help")
+        if key not in Settings.model_fields:
+            raise BadSettings(f"--{key}: no such setting; {_nearest(key)}")
+        values[key] = value or Settings.model_fields[key].default
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise BadSettings(
+            "\n".join(_explain(problem, values) for problem in error.errors())
+        ) from None
+
+
+def help_text() -> str:
+    """Every setting with its variable, default and explanation."""
+    lines = [
+        "usage: python -m server [--key=value ...]",
+        "",
+        f"Each setting is also an environment variable, {PREFIX}KEY; arguments win.",
+        "",
+    ]
+    for name, field in Settings.model_fields.items():
+        lines.append(f"  --{name}={_shown(field.default)}")
+        lines.append(f"      {field.description}{_allowed(field)}")
+    return "\n".join(lines)
+
+
+def _nearest(key: str) -> str:
+    nearest = difflib.get_close_matches(key, Settings.model_fields, n=1)
+    return f"did you mean --{nearest[0]}?" if nearest else "see --help"
+
+
+def _explain(problem: Any, given: dict[str, Any]) -> str:
+    """One sentence about one bad value, naming the argument or variable it came from."""
+    key = str(problem["loc"][0])
+    source = f"--{key}" if key in given else f"{PREFIX}{key.upper()}"
+    text = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    return f"{source}: {text}, got {problem['input']!r}"
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return ""
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _allowed(field: FieldInfo) -> str:
+    """The choices or the range of a setting, for people."""
+    if get_origin(field.annotation) is Literal:
+        return f" One of {', '.join(get_args(field.annotation))}."
+    signs = (("ge", "at least"), ("gt", "above"), ("le", "at most"))
+    limits = [
+        f"{words} {getattr(bound, sign)}"
+        for sign, words in signs
+        for bound in field.metadata
+        if hasattr(bound, sign)
+    ]
+    return f" Must be {' and '.join(limits)}." if limits else ""

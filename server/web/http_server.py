@@ -1,0 +1,59 @@
+"""Uvicorn as a part of this process's event loop, started and stopped like everything else."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from server.errors import CannotStart
+
+STOP_SECONDS = 2
+"""How long open requests may take when the server stops."""
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals alone: they belong to `python -m server`."""
+        yield
+
+
+class HttpServer:
+    """Serves an ASGI application. Create with `start`."""
+
+    def __init__(self, server: _Server, task: "asyncio.Task[None]", port: int) -> None:
+        self._server = server
+        self._task = task
+        self.port = port
+
+    @classmethod
+    async def start(cls, app: ASGIApp, host: str, port: int) -> "HttpServer":
+        """Listens on host and port, 0 for a free one. Raises CannotStart."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listener = socket.create_server((host, port), family=family)
+        except OSError as error:
+            raise CannotStart(
+                f"cannot listen on {host}, port {port}, for HTTP: {error.strerror}"
+            ) from None
+        server = _Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+        )
+        task = asyncio.create_task(server.serve(sockets=[listener]), name="http server")
+        return cls(server, task, listener.getsockname()[1])
+
+    async def stop(self) -> None:
+        """Closes the listener, lets open requests finish and returns."""
+        self._server.should_exit = True
+        await self._task

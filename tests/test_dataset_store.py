@@ -1,0 +1,246 @@
+"""The dataset store: whole datasets or none, whatever goes wrong on the way."""
+
+import asyncio
+import errno
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nanogpt.datasets import shipped
+from nanogpt.datasets.dataset import BadDataset
+from nanogpt.datasets.shipped import SHIPPED, DownloadFailed
+from server import dataset_store
+from server.dataset_store import DatasetStore, NewDataset
+from server.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+
+TEXT = b"to be, or not to be: that is the question. " * 20
+CHAR = NewDataset("tiny", "char", 0.1)
+
+
+class Store(DatasetStore):
+    """A store in a temporary folder whose datasets in use the test decides."""
+
+    def __init__(self, data_dir, max_upload_bytes=1 << 20):
+        self.used = set()
+
+        async def in_use():
+            return self.used
+
+        super().__init__(data_dir, max_upload_bytes=max_upload_bytes, in_use=in_use)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+def files(tmp_path) -> list[str]:
+    """All that is in the datasets folder."""
+    return sorted(path.name for path in (tmp_path / "datasets").iterdir())
+
+
+async def test_an_upload_becomes_a_dataset(store, tmp_path):
+    made = await store.create(CHAR, chunks(TEXT[:7], TEXT[7:]))
+    assert made.meta.characters == len(TEXT)
+    assert made.meta.train_tokens + made.meta.val_tokens == len(TEXT)
+    assert store.get("tiny") == made and store.list() == [made]
+    assert files(tmp_path) == ["tiny"]
+
+
+async def test_chunks_may_split_characters(store):
+    text = ("äöü€😀 " * 50).encode()
+    made = await store.create(CHAR, chunks(*(text[i : i + 1] for i in range(len(text)))))
+    assert made.meta.encoding == "utf-8" and made.meta.characters == 300
+
+
+async def test_the_newest_is_first(store):
+    for name in ("b", "a", "c"):
+        await store.create(NewDataset(name, "char", 0.1), chunks(TEXT))
+    assert [dataset.name for dataset in store.list()] == ["c", "a", "b"]
+
+
+async def test_a_name_is_taken_once(store, tmp_path):
+    await store.create(CHAR, chunks(TEXT))
+    with pytest.raises(AlreadyExists):
+        await store.create(CHAR, chunks(TEXT))
+    assert files(tmp_path) == ["tiny"]
+
+
+async def test_a_name_is_taken_from_the_first_byte_on(store):
+    gate = asyncio.Event()
+
+    async def slow():
+        yield TEXT
+        await gate.wait()
+
+    first = asyncio.create_task(store.create(CHAR, slow()))
+    await asyncio.sleep(0)
+    with pytest.raises(AlreadyExists):
+        await store.create(CHAR, chunks(TEXT))
+    gate.set()
+    assert (await first).name == "tiny"
+
+
+async def test_a_broken_upload_leaves_nothing(store, tmp_path):
+    async def broken():
+        yield TEXT
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await store.create(CHAR, broken())
+    assert files(tmp_path) == []
+    assert (await store.create(CHAR, chunks(TEXT))).name == "tiny", "the name is free again"
+
+
+async def test_a_cancelled_upload_leaves_nothing(store, tmp_path):
+    received = asyncio.Event()
+
+    async def endless():
+        yield TEXT
+        received.set()
+        await asyncio.Event().wait()
+
+    creating = asyncio.create_task(store.create(CHAR, endless()))
+    await received.wait()
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert files(tmp_path) == []
+
+
+async def test_cancelling_stops_the_preparation_and_waits_for_it(store, tmp_path, monkeypatch):
+    loop, preparing = asyncio.get_running_loop(), asyncio.Event()
+    cancelled, ended = threading.Event(), threading.Event()
+
+    def prepare(source, folder, *, progress, **options):
+        folder.mkdir()
+        loop.call_soon_threadsafe(preparing.set)
+        cancelled.wait(10)
+        try:
+            progress(0.5)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(dataset_store, "prepare_text", prepare)
+    creating = asyncio.create_task(store.create(CHAR, chunks(TEXT)))
+    await preparing.wait()
+    creating.cancel()
+    await asyncio.sleep(0)
+    cancelled.set()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert ended.is_set() and files(tmp_path) == []
+
+
+async def test_what_a_killed_server_left_is_swept(tmp_path):
+    left = tmp_path / "datasets" / ".staging-x"
+    left.mkdir(parents=True)
+    (left / "text").write_bytes(TEXT)
+    Store(tmp_path)
+    assert files(tmp_path) == []
+
+
+async def test_uploads_are_limited(tmp_path):
+    store = Store(tmp_path, max_upload_bytes=len(TEXT))
+    await store.create(CHAR, chunks(TEXT))
+    with pytest.raises(ResourceExhausted, match=str(len(TEXT))):
+        await store.create(NewDataset("more", "char", 0.1), chunks(TEXT, b"!"))
+    assert files(tmp_path) == ["tiny"]
+
+
+@pytest.mark.parametrize("text", [b"", b"x", "ab".encode("utf-16")])
+async def test_unusable_text_is_the_callers_fault(store, tmp_path, text):
+    with pytest.raises(InvalidArgument) as caught:
+        await store.create(CHAR, chunks(text))
+    assert [violation.field for violation in caught.value.violations] == ["text"]
+    assert str(tmp_path) not in caught.value.message
+    assert files(tmp_path) == []
+
+
+async def test_a_full_disk_is_said(store, tmp_path, monkeypatch):
+    def prepare(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(dataset_store, "prepare_text", prepare)
+    with pytest.raises(ResourceExhausted, match="disk is full"):
+        await store.create(CHAR, chunks(TEXT))
+    assert files(tmp_path) == []
+
+
+async def test_a_dataset_of_the_standard_library_needs_no_text(store):
+    reference = SHIPPED["python_reference"]
+    new = NewDataset("python_reference", "char", 0.1, "utf-8", reference)
+    assert (await store.create(new, chunks())).meta.characters > 300_000
+
+
+async def test_a_shipped_text_may_be_sent_but_not_another(store, monkeypatch):
+    monkeypatch.setattr(shipped, "_python_reference", lambda: TEXT)
+    new = NewDataset("mine", "char", 0.1, "utf-8", SHIPPED["python_reference"])
+    with pytest.raises(InvalidArgument, match="SHA-256"):
+        await store.create(new, chunks(TEXT, b"!"))
+    assert (await store.create(new, chunks(TEXT))).meta.characters == len(TEXT)
+
+
+@pytest.mark.parametrize("error", [DownloadFailed("no route"), BadDataset("other text")])
+async def test_a_failed_download_can_be_tried_again(store, monkeypatch, error):
+    def write_text(self, path):
+        raise error
+
+    monkeypatch.setattr(shipped.ShippedDataset, "write_text", write_text)
+    new = NewDataset("shakespeare", "gpt2", 0.1, "utf-8", SHIPPED["shakespeare"])
+    with pytest.raises(Unavailable, match="send it"):
+        await store.create(new, chunks())
+
+
+@pytest.mark.parametrize(
+    "name", ["nope", "", "..", "../datasets/tiny", ".staging-x", "TINY", "a/b"]
+)
+async def test_other_names_do_not_exist(store, name):
+    await store.create(CHAR, chunks(TEXT))
+    with pytest.raises(NotFound):
+        store.get(name)
+    with pytest.raises(NotFound):
+        await store.delete(name)
+
+
+async def test_a_deleted_dataset_is_gone(store, tmp_path):
+    await store.create(CHAR, chunks(TEXT))
+    await store.delete("tiny")
+    assert files(tmp_path) == [] and store.list() == []
+    with pytest.raises(NotFound):
+        await store.delete("tiny")
+
+
+async def test_a_dataset_in_use_stays(store):
+    await store.create(CHAR, chunks(TEXT))
+    store.used = {"tiny"}
+    with pytest.raises(FailedPrecondition, match="unfinished job"):
+        await store.delete("tiny")
+    assert store.get("tiny")
+
+
+@pytest.mark.parametrize("damage", ["meta.json", "train.bin"])
+async def test_a_damaged_dataset_is_named_and_left_out(store, tmp_path, caplog, damage):
+    await store.create(CHAR, chunks(TEXT))
+    await store.create(NewDataset("whole", "char", 0.1), chunks(TEXT))
+    (tmp_path / "datasets" / "tiny" / damage).write_bytes(b"x")
+    with pytest.raises(DataLoss, match="'tiny' is damaged") as caught:
+        store.get("tiny")
+    assert str(tmp_path) not in caught.value.message
+    assert [dataset.name for dataset in store.list()] == ["whole"]
+    await store.delete("tiny")
+    assert files(tmp_path) == ["whole"]

@@ -1,0 +1,308 @@
+"""The engine thread, with a tiny real engine: exact counts, nothing left over, metrics."""
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+
+import pytest
+from serving import LONG, TOKENIZER, gauges, request, sample, tiny_model, until
+
+from nanogpt.inference.engine import Engine
+from nanogpt.inference.events import Delta, Finished, Started
+from server.errors import DeadlineExceeded, ResourceExhausted, Unavailable
+from server.metrics import Metrics
+from server.serving import engine_thread
+from server.serving.engine_thread import EngineFailure, EngineThread
+
+
+class SteppedEngine(Engine):
+    """Takes a step only when told to."""
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.allowed = threading.Semaphore(0)
+
+    def step(self):
+        self.allowed.acquire()
+        return super().step()
+
+
+@asynccontextmanager
+async def running(engine=None, *, num_slots=4, max_waiting=200, metrics=None):
+    engine = engine or Engine(tiny_model(), TOKENIZER, num_slots=num_slots)
+    thread = EngineThread(
+        engine,
+        model="tiny",
+        metrics=metrics or Metrics(),
+        num_slots=num_slots,
+        max_waiting=max_waiting,
+        loop=asyncio.get_running_loop(),
+    )
+    thread.start()
+    try:
+        yield thread
+    finally:
+        if isinstance(engine, SteppedEngine):
+            engine.allowed.release(1_000_000)
+        await thread.stop(0)
+
+
+async def read(stream) -> list:
+    events = []
+    while ready := await stream.next():
+        events += ready
+    return events
+
+
+def tokens(events, sample_index=0) -> list[int]:
+    return [
+        token
+        for event in events
+        if isinstance(event, Delta) and event.sample_index == sample_index
+        for token in event.token_ids
+    ]
+
+
+def alone(wanted) -> list[int]:
+    """The tokens that an engine gives when it has nothing else to do."""
+    engine, events = Engine(tiny_model(), TOKENIZER), []
+    engine.add(wanted)
+    while engine.has_work():
+        events += engine.step().events
+    return tokens(events)
+
+
+async def test_a_request_gives_what_the_engine_gives():
+    async with running() as thread:
+        stream = thread.submit(request("a", 8, seed=5))
+        events = await read(stream)
+    assert isinstance(events[0], Started) and isinstance(events[-1], Finished)
+    assert tokens(events) == alone(request("a", 8, seed=5))
+    assert (stream.prompt_tokens, stream.completion_tokens) == (4, 8)
+    timings = stream.timings
+    assert 0 <= timings.queue_seconds <= timings.time_to_first_token_seconds
+    assert timings.total_seconds == pytest.approx(
+        timings.time_to_first_token_seconds + timings.decode_seconds
+    )
+
+
+async def test_of_100_streams_10_are_cancelled_and_90_are_exact():
+    metrics = Metrics()
+    async with running(metrics=metrics) as thread:
+        streams = [thread.submit(request(str(i), 12, seed=i)) for i in range(100)]
+        for stream in streams[::10]:
+            await stream.next()  # it runs
+            stream.cancel()
+        results = await asyncio.gather(*(read(s) for i, s in enumerate(streams) if i % 10))
+        assert {len(tokens(events)) for events in results} == {12}
+        assert tokens(results[6]) == alone(request("7", 12, seed=7))
+        await until(lambda: gauges(metrics, "tiny") == (0, 0, 0))
+
+        again = thread.submit(request("0", 3))  # a cancelled id can be used again
+        assert len(tokens(await read(again))) == 3
+        await until(lambda: gauges(metrics, "tiny") == (0, 0, 0))
+    assert sample(metrics, "request_finished_total", model="tiny", finish_reason="length") == 91
+    assert sample(metrics, "requests_rejected_total", model="tiny", reason="cancelled") == 10
+
+
+async def test_an_id_can_be_used_again_at_once():
+    async with running(num_slots=2) as thread:
+        for number in range(30):
+            cut = thread.submit(request("same", LONG, seed=number))
+            while not tokens(await cut.next()):
+                pass
+            cut.cancel()  # while the next step runs
+            events = await read(thread.submit(request("same", 5, seed=7)))
+            assert tokens(events) == alone(request("same", 5, seed=7))
+
+
+async def test_cancelling_a_waiting_request_leaves_the_running_one_alone():
+    metrics = Metrics()
+    async with running(num_slots=1, metrics=metrics) as thread:
+        first = thread.submit(request("first", 40, seed=1))
+        waiting = thread.submit(request("waiting", 40, seed=2))
+        assert isinstance((await first.next())[0], Started)
+        waiting.cancel()
+        waiting.cancel()  # twice is once
+        assert await read(waiting) == []
+        await read(first)
+        assert first.completion_tokens == 40
+    assert sample(metrics, "requests_rejected_total", model="tiny", reason="cancelled") == 1
+
+
+async def test_slots_are_free_before_the_next_step():
+    metrics = Metrics()
+    engine = SteppedEngine(tiny_model(), TOKENIZER, num_slots=2)
+    async with running(engine, num_slots=2, metrics=metrics) as thread:
+        streams = [thread.submit(request(str(i), LONG)) for i in range(4)]
+        engine.allowed.release()
+        await streams[0].next()
+        await until(lambda: gauges(metrics, "tiny")[:2] == (2, 2))
+        streams[0].cancel()
+        streams[3].cancel()
+        # the thread may be in a step already; the one after it must be without them
+        engine.allowed.release(2)
+        await until(lambda: gauges(metrics, "tiny")[:2] == (2, 0))
+
+
+async def test_a_full_queue_refuses_at_once():
+    metrics = Metrics()
+    async with running(num_slots=1, max_waiting=2, metrics=metrics) as thread:
+        streams = [thread.submit(request(str(i), LONG)) for i in range(3)]
+        with pytest.raises(ResourceExhausted) as refused:
+            thread.submit(request("too many"))
+        assert refused.value.retry_seconds is not None
+        streams[1].cancel()
+        thread.submit(request("now there is room"))
+    assert sample(metrics, "requests_rejected_total", model="tiny", reason="queue_full") == 1
+
+
+async def test_a_deadline_that_the_queue_cannot_meet_is_refused_early():
+    async with running(num_slots=1, max_waiting=9) as thread:
+        last = [thread.submit(request(str(i), 20)) for i in range(8)][-1]
+        thread.submit(request("long", LONG))
+        await read(last)  # seven ended while others waited: the rate is known
+        thread.submit(request("waiting", LONG))
+        thread.check_admission(3600)
+        with pytest.raises(DeadlineExceeded):
+            thread.check_admission(1e-6)
+
+
+async def test_a_failing_forward_pass_fails_its_requests_and_no_other():
+    metrics, model = Metrics(), tiny_model()
+    hidden, passes = model.hidden, 0
+
+    def fail_the_eleventh(*arguments):
+        nonlocal passes
+        passes += 1
+        if passes == 11:
+            raise RuntimeError("no such luck")
+        return hidden(*arguments)
+
+    model.hidden = fail_the_eleventh
+    engine = Engine(model, TOKENIZER, num_slots=2)
+    async with running(engine, num_slots=2, metrics=metrics) as thread:
+        streams = [thread.submit(request(str(i), 30)) for i in range(3)]
+        results = await asyncio.gather(*map(read, streams), return_exceptions=True)
+        assert [type(result) for result in results[:2]] == [EngineFailure, EngineFailure]
+        assert str(results[0].__cause__) == "no such luck"
+        assert len(tokens(results[2])) == 30  # it waited, and was not in the batch
+        assert len(tokens(await read(thread.submit(request("next", 5))))) == 5
+        await until(lambda: gauges(metrics, "tiny") == (0, 0, 0))
+    assert sample(metrics, "requests_rejected_total", model="tiny", reason="failed") == 2
+
+
+async def test_tokens_before_a_failure_are_delivered_first():
+    model = tiny_model()
+    hidden, passes = model.hidden, 0
+
+    def fail_the_third(*arguments):
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            raise MemoryError
+        return hidden(*arguments)
+
+    model.hidden = fail_the_third
+    async with running(Engine(model, TOKENIZER, num_slots=1), num_slots=1) as thread:
+        stream = thread.submit(request("a", 30))
+        await until(lambda: stream.has_ended)
+        events = await stream.next()
+        assert len(tokens(events)) == 2
+        with pytest.raises(ResourceExhausted, match="memory"):
+            await stream.next()
+
+
+async def test_a_dead_engine_ends_its_requests_and_says_so():
+    metrics = Metrics()
+
+    class BrokenEngine(Engine):
+        def step(self):
+            raise KeyError("a bug outside the forward pass")
+
+    engine = BrokenEngine(tiny_model(), TOKENIZER, num_slots=4)
+    async with running(engine, metrics=metrics) as thread:
+        streams = [thread.submit(request(str(i))) for i in range(3)]
+        results = await asyncio.gather(*map(read, streams), return_exceptions=True)
+        assert {type(result) for result in results} == {EngineFailure}
+        assert thread.has_ended
+        with pytest.raises(Unavailable):
+            thread.submit(request("more"))
+    assert gauges(metrics, "tiny") == (0, 0, 0)
+
+
+async def test_a_slow_reader_gets_merged_tokens():
+    async with running() as thread:
+        stream = thread.submit(request("a", 1500, num_samples=2, seed=3))
+        await until(lambda: stream.has_ended)
+        events = await stream.next()
+        assert await stream.next() == []
+    deltas = [event for event in events if isinstance(event, Delta)]
+    assert [len(delta.token_ids) for delta in deltas if delta.sample_index == 0] == [1024, 476]
+    assert len(events) == 1 + 4 + 2
+    for index in (0, 1):
+        text = "".join(delta.text for delta in deltas if delta.sample_index == index)
+        assert text == TOKENIZER.decode(tokens(events, index))
+
+
+async def test_stopping_lets_running_requests_finish():
+    async with running() as thread:
+        stream = thread.submit(request("a", 200))
+        stopping = asyncio.create_task(thread.stop(60))
+        await until(lambda: thread.is_stopping)
+        with pytest.raises(Unavailable):
+            thread.submit(request("b"))
+        assert len(tokens(await read(stream))) == 200
+        await stopping
+        assert thread.has_ended
+
+
+async def test_the_end_of_the_grace_ends_what_still_runs():
+    metrics = Metrics()
+    async with running(metrics=metrics) as thread:
+        stream = thread.submit(request("a", LONG))
+        patient = asyncio.create_task(thread.stop(None))
+        await until(lambda: thread.is_stopping)
+        await thread.stop(0)  # cuts the patient one short
+        await patient
+        with pytest.raises(Unavailable):
+            await read(stream)
+    assert gauges(metrics, "tiny") == (0, 0, 0)
+    assert sample(metrics, "requests_rejected_total", model="tiny", reason="draining") == 1
+
+
+async def test_metrics_of_a_request():
+    metrics = Metrics()
+    async with running(metrics=metrics) as thread:
+        await read(thread.submit(request("a", 10, num_samples=2)))
+
+    def count(name):
+        return sample(metrics, f"{name}_count", model="tiny")
+
+    assert count("inter_token_latency_seconds") == 2 * 9  # one per token after the first
+    assert count("request_time_per_output_token_seconds") == 2
+    for name in (
+        "time_to_first_token_seconds",
+        "e2e_request_latency_seconds",
+        "request_queue_time_seconds",
+        "request_prefill_time_seconds",
+        "request_decode_time_seconds",
+    ):
+        assert count(name) == 1, name
+    assert count("batch_size") == count("iteration_tokens") > 9
+    assert sample(metrics, "prompt_tokens_total", model="tiny") == 4
+    assert sample(metrics, "generation_tokens_total", model="tiny") == 20
+    assert sample(metrics, "request_finished_total", model="tiny", finish_reason="length") == 2
+
+
+async def test_an_idle_thread_beats(monkeypatch):
+    monkeypatch.setattr(engine_thread, "IDLE_SECONDS", 0.001)
+    async with running() as thread:
+        ages = [thread.heartbeat_age_seconds]
+
+        def beat_again() -> bool:
+            ages.append(thread.heartbeat_age_seconds)
+            return ages[-1] < ages[-2]
+
+        for _ in range(3):
+            await until(beat_again)

@@ -1,0 +1,66 @@
+"""The gRPC listener: limits and ports."""
+
+import grpc
+import pytest
+
+from server.errors import CannotStart
+from server.grpc_server import bind, create_server
+from server.interceptors import Gate, interceptor_chain
+from server.metrics import Metrics
+
+METHOD = "/test.Service/Echo"
+
+
+@pytest.fixture
+async def port():
+    """Of a server that echoes bytes, with the interceptors of the real one."""
+
+    async def echo(request, context):
+        return request * 3 if len(request) > 1 << 20 else request
+
+    server = create_server(interceptor_chain(Metrics(), Gate(), 60), 60)
+    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("test.Service", handlers),)
+    )
+    port = bind(server, "127.0.0.1:0")
+    await server.start()
+    yield port
+    await server.stop(0)
+
+
+async def echo(port: int, data: bytes, **options) -> bytes:
+    unlimited = [("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=unlimited) as channel:
+        return await channel.unary_unary(METHOD)(data, **options)
+
+
+async def refused(port: int, data: bytes, **options) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await echo(port, data, **options)
+    return caught.value.code()
+
+
+async def test_a_chunk_of_a_mebibyte_and_its_frame_fit(port):
+    chunk = b"x" * ((1 << 20) + 100)
+    assert len(await echo(port, chunk[: 1 << 20])) == 1 << 20
+    assert len(await echo(port, chunk)) == 3 * len(chunk)
+
+
+async def test_larger_messages_are_refused(port):
+    assert await refused(port, b"x" * (2 << 20) + b"x") is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_compressed_message_counts_by_what_it_unpacks_to(port):
+    bomb = b"\0" * (64 << 20)
+    code = await refused(port, bomb, compression=grpc.Compression.Gzip)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_answers_have_a_limit_too(port):
+    assert await refused(port, b"x" * (3 << 19)) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_two_servers_never_share_a_port(port):
+    with pytest.raises(CannotStart, match=f"cannot listen on 127.0.0.1:{port}"):
+        bind(create_server([], 60), f"127.0.0.1:{port}")

@@ -1,0 +1,134 @@
+"""Inference benchmarks, through a server and alone."""
+
+import asyncio
+
+import grpc
+import pytest
+from serving import (
+    CONFIG,
+    model_store,
+    refused,
+    sample,
+    served,
+    until,
+    violations,
+    write_checkpoint,
+)
+
+from nanogpt.config import InvalidConfig
+from nanogpt.device import Peak
+from nanogpt.flops import decode_flops_per_token
+from protos.nanogpt.v1 import inference_pb2 as pb
+from server.benchmark import inference as module
+from server.benchmark.inference import InferenceBenchmark, InferenceLoad, PeakMeter, percentiles
+
+PEAK = Peak(flops=1e9, bytes_per_second=1e9, source="configured")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    monkeypatch.setattr(module, "measure_peak", lambda device, dtype: PEAK)
+    return tmp_path
+
+
+async def test_one_result_for_each_concurrency(folder):
+    async with served(folder) as server:
+        load = pb.InferenceBenchmark(
+            model="tiny", concurrency=[1, 3], prompt_tokens=5, completion_tokens=12, requests=7
+        )
+        call = server.inference.Benchmark(pb.BenchmarkRequest(inference=load))
+        responses = [response async for response in call]
+        assert [response.inference.concurrency for response in responses] == [1, 3]
+        for response in responses:
+            result, device = response.inference, response.device
+            assert (result.model, result.completed) == ("tiny", 7)
+            assert result.requests_per_second == pytest.approx(7 / result.duration_seconds)
+            assert result.tokens_per_second == pytest.approx(7 * 12 / result.duration_seconds)
+            for summary in (result.time_to_first_token_seconds, result.inter_token_latency_seconds):
+                assert 0 < summary.p50 <= summary.p95 <= summary.p99
+            assert result.mfu > 0 and result.mbu > 0
+            assert (device.type, device.dtype) == ("cpu", "float32")
+            assert device.threads >= 1 and device.name
+            assert (device.peak_flops, device.peak_source) == (1e9, "configured")
+        # the warm-up is not counted, but it is served: 1 and 3 requests of 8 tokens
+        tokens = sample(server.metrics, "generation_tokens_total", model="tiny")
+        assert tokens == 2 * 7 * 12 + (1 + 3) * 8
+        await until(lambda: server.load() == (0, 0, 0))
+
+
+async def test_defaults(folder):
+    async with served(folder) as server:
+        request = pb.BenchmarkRequest()
+        request.inference.completion_tokens = 2
+        responses = [response async for response in server.inference.Benchmark(request)]
+        assert [r.inference.concurrency for r in responses] == [1, 8]
+        assert [r.inference.completed for r in responses] == [4, 32]
+
+
+async def test_a_cancelled_benchmark_cancels_its_requests(folder):
+    async with served(folder) as server:
+        load = pb.InferenceBenchmark(concurrency=[4], completion_tokens=4096, requests=10_000)
+        call = server.inference.Benchmark(pb.BenchmarkRequest(inference=load))
+        reading = asyncio.create_task(refused(call))
+        await until(lambda: sample(server.metrics, "generation_tokens_total", model="tiny") > 100)
+        call.cancel()
+        await asyncio.wait([reading])
+        await until(lambda: server.load() == (0, 0, 0))
+
+
+async def test_a_benchmark_is_bound_by_the_queue_like_all(folder):
+    async with served(folder, num_slots=1, max_waiting=1) as server:
+        load = pb.InferenceBenchmark(concurrency=[3])
+        error = await refused(server.inference.Benchmark(pb.BenchmarkRequest(inference=load)))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await until(lambda: server.load() == (0, 0, 0))
+
+
+async def test_wrong_fields_are_named(folder):
+    async with served(folder) as server:
+        load = pb.InferenceBenchmark(
+            concurrency=[1, 0, 257], prompt_tokens=0, completion_tokens=1, requests=0
+        )
+        error = await refused(server.inference.Benchmark(pb.BenchmarkRequest(inference=load)))
+        assert set(violations(error)) == {
+            "inference.concurrency[1]",
+            "inference.concurrency[2]",
+            "inference.prompt_tokens",
+            "inference.completion_tokens",
+            "inference.requests",
+        }
+        load = pb.InferenceBenchmark(prompt_tokens=CONFIG.block_size)
+        error = await refused(server.inference.Benchmark(pb.BenchmarkRequest(inference=load)))
+        assert set(violations(error)) == {"inference.prompt_tokens"}
+
+
+def test_too_many_concurrencies():
+    with pytest.raises(InvalidConfig, match="1 to 16"):
+        InferenceLoad(concurrency=(1,) * 17)
+
+
+async def test_utilization_follows_from_the_speed(folder):
+    load = InferenceLoad(concurrency=(2,), prompt_tokens=1, completion_tokens=9, requests=4)
+    async with model_store(folder) as store, store.acquire("tiny") as model:
+        result = await InferenceBenchmark(model, load, PEAK).measure(2)
+        unknown = InferenceBenchmark(model, load, Peak(None, None, ""))
+        without_peak = await unknown.measure(2)
+    # one token of the prompt and all but the last sampled one are computed
+    flops = sum(decode_flops_per_token(CONFIG, context) for context in range(1, 10))
+    assert result.mfu == pytest.approx(result.requests_per_second * flops / 1e9)
+    assert without_peak.mfu is None and without_peak.mbu is None
+
+
+async def test_peaks_are_measured_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "measure_peak", lambda device, dtype: calls.append(device) or PEAK)
+    meter = PeakMeter()
+    device = module.torch.device("cpu")
+    assert await asyncio.gather(*(meter.peak(device) for _ in range(3))) == [PEAK] * 3
+    assert calls == [device]
+
+
+def test_percentiles_are_interpolated():
+    summary = percentiles(range(101))
+    assert (summary.p50, summary.p95, summary.p99) == (50, 95, 99)

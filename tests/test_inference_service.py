@@ -1,0 +1,482 @@
+"""InferenceService as its clients see it: a real server, a tiny real model."""
+
+import asyncio
+import math
+import sys
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from serving import (
+    LONG,
+    TOKENIZER,
+    damage,
+    detail,
+    refused,
+    sample,
+    served,
+    until,
+    violations,
+    write_checkpoint,
+    write_job_checkpoint,
+)
+
+from nanogpt.checkpoint import publish_model
+from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
+from protos.nanogpt.v1 import inference_pb2 as pb
+
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    return tmp_path
+
+
+def generate_request(tokens: int = 8, *, seed: int | None = 1, **fields) -> pb.GenerateRequest:
+    fields = {"prompt": "once", **fields}
+    request = pb.GenerateRequest(
+        model=fields.pop("model", "tiny"), stopping=pb.StoppingParams(max_new_tokens=tokens)
+    )
+    if seed is not None:
+        request.sampling.seed = seed
+    request.MergeFrom(pb.GenerateRequest(**fields))
+    return request
+
+
+class Answer:
+    """A whole stream, taken apart."""
+
+    def __init__(self, responses) -> None:
+        kinds = [response.WhichOneof("event") for response in responses]
+        assert kinds[0] == "started" and kinds[-1] == "finished" and kinds.count("started") == 1
+        self.started = responses[0].started
+        self.deltas = [r.delta for r in responses if r.WhichOneof("event") == "delta"]
+        self.finished = {
+            r.finished.sample_index: r.finished
+            for r in responses
+            if r.WhichOneof("event") == "finished"
+        }
+        self.last = responses[-1].finished
+
+    def text(self, index: int = 0) -> str:
+        return "".join(delta.text for delta in self.deltas if delta.sample_index == index)
+
+    def tokens(self, index: int = 0) -> list[int]:
+        return [t for d in self.deltas if d.sample_index == index for t in d.token_ids]
+
+
+async def generate(server, request) -> Answer:
+    return Answer([response async for response in server.inference.Generate(request)])
+
+
+def is_idle(server, model: str = "tiny") -> bool:
+    return server.load(model) == (0, 0, 0)
+
+
+async def test_a_stream_from_start_to_end(folder):
+    async with served(folder) as server:
+        answer = await generate(server, generate_request(12))
+        started, last = answer.started, answer.last
+        assert started.request_id and started.model == "tiny" and started.weight_version == 10
+        assert started.prompt_tokens == 4
+        assert TOKENIZER.decode(answer.tokens()) == answer.text()
+        assert last.reason == pb.FINISH_REASON_LENGTH and last.WhichOneof("stop") is None
+        assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (4, 12)
+        timings = last.timings
+        assert 0 < timings.queue_seconds < timings.time_to_first_token_seconds
+        assert timings.time_to_first_token_seconds < timings.total_seconds
+        await until(lambda: is_idle(server))
+
+
+async def test_defaults_are_filled_in_and_reported(folder):
+    async with served(folder) as server:
+        started = (await generate(server, pb.GenerateRequest())).started
+        sampling, stopping = started.sampling, started.stopping
+        assert (sampling.temperature, sampling.repetition_penalty) == (1, 1)
+        assert sampling.HasField("seed") and sampling.HasField("presence_penalty")
+        assert not sampling.HasField("top_k") and not sampling.HasField("top_p")
+        assert (stopping.max_new_tokens, stopping.min_new_tokens) == (128, 0)
+        assert stopping.HasField("min_new_tokens")
+        assert stopping.context_overflow == pb.CONTEXT_OVERFLOW_ROLL
+        assert started.prompt_tokens == 1  # a newline
+
+
+async def test_a_zero_is_not_a_default(folder):
+    async with served(folder) as server:
+        request = generate_request(20, sampling=pb.SamplingParams(temperature=0, seed=0))
+        greedy = [await generate(server, request) for _ in range(2)]
+        assert greedy[0].started.sampling.temperature == 0
+        assert greedy[0].started.sampling.seed == 0
+        request.sampling.seed = 99
+        assert greedy[0].tokens() == greedy[1].tokens()
+        assert greedy[0].tokens() == (await generate(server, request)).tokens()
+
+
+async def test_a_drawn_seed_is_reported_and_gives_the_same_text_again(folder):
+    async with served(folder) as server:
+        first = await generate(server, generate_request(40, seed=None))
+        second = await generate(server, generate_request(40, seed=None))
+        assert first.started.sampling.seed != second.started.sampling.seed
+        neighbours = [generate(server, generate_request(60, seed=None)) for _ in range(3)]
+        again, *_ = await asyncio.gather(
+            generate(server, generate_request(40, seed=first.started.sampling.seed)), *neighbours
+        )
+        assert again.tokens() == first.tokens() != second.tokens()
+
+
+async def test_several_samples(folder):
+    async with served(folder) as server:
+        one = await generate(server, generate_request(20))
+        six = await generate(server, generate_request(20, num_samples=6))  # more than slots
+        assert six.tokens(0) == one.tokens()
+        assert len({tuple(six.tokens(index)) for index in range(6)}) == 6
+        assert sorted(six.finished) == list(range(6))
+        with_usage = [f for f in six.finished.values() if f.HasField("usage")]
+        assert with_usage == [six.last] and six.last.HasField("timings")
+        assert six.last.usage.completion_tokens == 120
+
+
+async def test_stop_strings_and_stop_tokens(folder):
+    async with served(folder) as server:
+        whole = (await generate(server, generate_request(60))).text()
+        stop = whole[20:23]
+        request = generate_request(60, stopping=pb.StoppingParams(stop_strings=["~", stop]))
+        answer = await generate(server, request)
+        assert answer.text() == whole[: whole.index(stop)]
+        assert answer.last.reason == pb.FINISH_REASON_STOP
+        assert answer.last.stop_string == stop
+        assert answer.last.usage.completion_tokens == whole.index(stop) + 3
+
+        token = TOKENIZER.encode(whole[30])[0]
+        request = generate_request(60, stopping=pb.StoppingParams(stop_token_ids=[token]))
+        answer = await generate(server, request)
+        assert answer.last.stop_token_id == token
+        assert answer.text() == whole[: whole.index(whole[30])]
+
+
+async def test_log_probabilities_on_request(folder):
+    async with served(folder) as server:
+        request = generate_request(5, response=pb.ResponseOptions(top_logprobs=3))
+        answer = await generate(server, request)
+        logprobs = [logprob for delta in answer.deltas for logprob in delta.logprobs]
+        assert [logprob.token_id for logprob in logprobs] == answer.tokens()
+        assert all(logprob.logprob < 0 and logprob.rank >= 1 for logprob in logprobs)
+        assert all(len(logprob.top) == 3 for logprob in logprobs)
+        plain = await generate(server, generate_request(5))
+        assert not any(delta.logprobs for delta in plain.deltas)
+
+
+async def test_prompts_as_token_ids_and_longer_than_the_window(folder):
+    async with served(folder) as server:
+        text = "abc " * 40
+        by_text = await generate(server, generate_request(10, prompt=text))
+        request = generate_request(10)
+        request.prompt_token_ids.ids.extend(TOKENIZER.encode(text))
+        by_ids = await generate(server, request)
+        assert by_ids.tokens() == by_text.tokens()
+        assert by_ids.started.prompt_tokens == 160
+
+
+async def test_every_wrong_field_is_named_at_once(folder):
+    nan, inf = math.nan, math.inf
+    async with served(folder) as server:
+        request = pb.GenerateRequest(
+            prompt="ONCE upon ~",
+            sampling=pb.SamplingParams(
+                temperature=nan,
+                top_k=0,
+                top_p=1.1,
+                min_p=-inf,
+                repetition_penalty=0,
+                presence_penalty=inf,
+                logit_bias={1: 101, 2: nan, 70000: 1},
+            ),
+            stopping=pb.StoppingParams(
+                max_new_tokens=0,
+                stop_strings=["fine", ""],
+                stop_token_ids=[-1],
+                min_new_tokens=-1,
+                context_overflow=7,
+            ),
+            response=pb.ResponseOptions(top_logprobs=21),
+            num_samples=65,
+        )
+        found = violations(await refused(server.inference.Generate(request)))
+        assert set(found) == {
+            "prompt",
+            "sampling.temperature",
+            "sampling.top_k",
+            "sampling.top_p",
+            "sampling.min_p",
+            "sampling.repetition_penalty",
+            "sampling.presence_penalty",
+            "sampling.logit_bias[1]",
+            "sampling.logit_bias[2]",
+            "stopping.max_new_tokens",
+            "stopping.stop_strings[1]",
+            "stopping.stop_token_ids[0]",
+            "stopping.min_new_tokens",
+            "stopping.context_overflow",
+            "response.top_logprobs",
+            "num_samples",
+        }
+        assert found["sampling.top_p"] == "must be in (0, 1], got 1.1"
+        for character in "ONCE~":
+            assert repr(character) in found["prompt"]
+        assert sample(server.metrics, "requests_rejected_total", model="tiny", reason="validation")
+
+
+async def test_wrong_token_ids_are_named(folder):
+    async with served(folder) as server:
+        request = generate_request(sampling=pb.SamplingParams(logit_bias={70000: 1}))
+        request.prompt_token_ids.ids.extend([1, TOKENIZER.vocab_size, -1])
+        found = violations(await refused(server.inference.Generate(request)))
+        assert set(found) == {
+            "prompt_token_ids[1]",
+            "prompt_token_ids[2]",
+            "sampling.logit_bias[70000]",
+        }
+        request = generate_request()
+        request.prompt_token_ids.SetInParent()
+        assert "prompt_token_ids" in violations(await refused(server.inference.Generate(request)))
+
+
+async def test_models_that_do_not_exist_and_names_that_are_paths(folder):
+    async with served(folder) as server:
+        for model in ("other", "tiny@3", "job:nope"):
+            error = await refused(server.inference.Generate(generate_request(model=model)))
+            assert error.code() is Code.NOT_FOUND
+            assert detail(error, error_details_pb2.ResourceInfo) is not None
+        for model in ("../tiny", "/etc/passwd", "tiny/../tiny", "job:../../models/tiny"):
+            error = await refused(server.inference.Generate(generate_request(model=model)))
+            assert set(violations(error)) == {"model"}
+
+
+async def test_an_empty_prompt_needs_something_to_begin_with(tmp_path):
+    write_checkpoint(tmp_path / "models" / "tiny", tokenizer=CharTokenizer("abcdefgh"))
+    async with served(tmp_path) as server:
+        error = await refused(server.inference.Generate(generate_request(prompt="")))
+        assert set(violations(error)) == {"prompt"}
+
+
+async def test_a_damaged_model_is_data_loss(folder):
+    damage(folder / "models" / "tiny")
+    async with served(folder) as server:
+        error = await refused(server.inference.Generate(generate_request()))
+        assert error.code() is Code.DATA_LOSS
+        assert str(folder) not in error.details()
+
+
+async def test_of_100_streams_10_are_cut_and_90_are_exact(folder):
+    async with served(folder, num_slots=8) as server:
+
+        async def cut(call) -> None:
+            async for _ in call:  # it runs
+                break
+            call.cancel()
+
+        calls = [server.inference.Generate(generate_request(20, seed=i)) for i in range(100)]
+
+        async def read(call) -> list[int]:
+            return Answer([response async for response in call]).tokens()
+
+        results = await asyncio.gather(
+            *(read(call) if i % 10 else cut(call) for i, call in enumerate(calls))
+        )
+        assert {len(tokens) for tokens in results if tokens is not None} == {20}
+        assert sum(tokens is not None for tokens in results) == 90
+        await until(lambda: is_idle(server))
+        alone = await generate(server, generate_request(20, seed=7))
+        assert alone.tokens() == results[7]
+
+
+async def test_a_stream_cut_in_the_middle_frees_its_slots(folder):
+    async with served(folder) as server:
+        call = server.inference.Generate(generate_request(LONG, num_samples=4))
+        async for response in call:
+            if response.WhichOneof("event") == "delta":
+                break
+        await until(lambda: server.load()[0] == 4)
+        call.cancel()
+        await until(lambda: is_idle(server))
+
+
+async def test_cutting_a_waiting_call_leaves_the_running_one_alone(folder):
+    async with served(folder, num_slots=1) as server:
+        running = aiter(server.inference.Generate(generate_request(300)))
+        responses = [await anext(running)]
+        waiting = server.inference.Generate(generate_request(LONG))
+        await until(lambda: server.load()[1] == 1)
+        waiting.cancel()
+        responses += [response async for response in running]
+        assert len(Answer(responses).tokens()) == 300
+        await until(lambda: is_idle(server))
+
+
+async def test_a_full_queue_says_when_to_come_back(folder):
+    async with served(folder, num_slots=1, max_waiting=1) as server:
+        running = server.inference.Generate(generate_request(LONG))
+        await anext(aiter(running))
+        waiting = server.inference.Generate(generate_request(LONG))
+        await until(lambda: server.load()[:2] == (1, 1))
+        error = await refused(server.inference.Generate(generate_request()))
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert detail(error, error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() > 0
+        assert detail(error, error_details_pb2.QuotaFailure) is not None
+        waiting.cancel()
+        running.cancel()
+        await until(lambda: is_idle(server))
+
+
+async def test_a_deadline_that_passes_while_running_or_waiting(folder):
+    async with served(folder, num_slots=1) as server:
+        await generate(server, generate_request(1))  # loads the model
+        running = aiter(server.inference.Generate(generate_request(LONG), timeout=0.5))
+        await anext(running)
+        waiting = server.inference.Generate(generate_request(LONG), timeout=0.3)
+        for call in (waiting, running):
+            assert (await refused(call)).code() is Code.DEADLINE_EXCEEDED
+        await until(lambda: is_idle(server))
+        rejected = {"model": "tiny", "reason": "deadline"}
+        await until(lambda: sample(server.metrics, "requests_rejected_total", **rejected) == 2)
+
+
+async def test_very_short_deadlines_break_nothing(folder):
+    async with served(folder) as server:
+        await generate(server, generate_request(1))
+        calls = [
+            server.inference.Generate(generate_request(LONG), timeout=number / 10_000)
+            for number in range(1, 40)
+        ]
+        errors = await asyncio.gather(*map(refused, calls))
+        assert {error.code() for error in errors} == {Code.DEADLINE_EXCEEDED}
+        await until(lambda: is_idle(server))
+
+
+async def test_a_reader_that_does_not_read_loses_its_slot(folder):
+    # a client that buffers as little as gRPC allows: else this takes 20 MB of tokens
+    small_window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+    async with served(folder, slow_reader_seconds=0.2, channel_options=small_window) as server:
+        request = generate_request(
+            LONG, num_samples=4, response=pb.ResponseOptions(top_logprobs=20)
+        )
+        call = aiter(server.inference.Generate(request))
+        await anext(call)
+        rejected = {"model": "tiny", "reason": "slow_reader"}
+        await until(lambda: sample(server.metrics, "requests_rejected_total", **rejected) == 1, 60)
+        await until(lambda: is_idle(server))
+        error = await refused(call)
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        # the others are served
+        assert len((await generate(server, generate_request(5))).tokens()) == 5
+
+
+async def test_a_client_that_is_killed_leaves_nothing_behind(folder):
+    script = """
+import asyncio, sys, grpc
+from protos.nanogpt.v1 import inference_pb2 as pb, inference_pb2_grpc as pb_grpc
+
+async def main():
+    async with grpc.aio.insecure_channel(sys.argv[1]) as channel:
+        stub = pb_grpc.InferenceServiceStub(channel)
+        request = pb.GenerateRequest()
+        request.stopping.max_new_tokens = 65536
+        await asyncio.gather(*(stub.Generate(request).read() for _ in range(16)))
+
+asyncio.run(main())
+"""
+    async with served(folder) as server:
+        client = await asyncio.create_subprocess_exec(sys.executable, "-c", script, server.address)
+        try:
+            await until(lambda: server.load()[:2] == (4, 12))
+        finally:
+            client.kill()
+            await client.wait()
+        await until(lambda: is_idle(server))
+        assert len((await generate(server, generate_request(5))).tokens()) == 5
+
+
+async def test_a_failing_forward_pass_is_internal_and_the_next_call_is_served(folder, monkeypatch):
+    async with served(folder) as server:
+        await generate(server, generate_request(1))
+        with monkeypatch.context() as patch:
+
+            def fail(*_):
+                raise RuntimeError("secret /etc/passwd")
+
+            patch.setattr("nanogpt.model.GPT.hidden", fail)
+            calls = [server.inference.Generate(generate_request()) for _ in range(3)]
+            for error in await asyncio.gather(*map(refused, calls)):
+                assert error.code() is Code.INTERNAL
+                assert error.details() == "internal error"
+                info = detail(error, error_details_pb2.ErrorInfo)
+                assert info.metadata["error_id"]
+        assert len((await generate(server, generate_request(5))).tokens()) == 5
+        await until(lambda: is_idle(server))
+
+
+async def test_a_job_is_sampled_while_it_trains(tmp_path):
+    write_job_checkpoint(tmp_path, "j1", 100)
+    async with served(tmp_path) as server:
+        old = aiter(server.inference.Generate(generate_request(1000, model="job:j1")))
+        responses = [await anext(old)]
+        folder = write_job_checkpoint(tmp_path, "j1", 200)
+        new = await generate(server, generate_request(model="job:j1"))
+        assert (new.started.model, new.started.weight_version) == ("trained", 200)
+        responses += [response async for response in old]
+        answer = Answer(responses)
+        assert answer.started.weight_version == 100 and len(answer.tokens()) == 1000
+        # nothing published yet: no name means the newest checkpoint
+        assert (await generate(server, generate_request(model=""))).tokens() == new.tokens()
+        publish_model(folder, tmp_path / "models" / "trained")
+        for model in ("", "trained", "trained@200"):
+            assert (await generate(server, generate_request(model=model))).tokens() == new.tokens()
+        older = await generate(server, generate_request(model="trained@100"))
+        assert (older.started.model, older.started.weight_version) == ("trained", 100)
+        await until(lambda: is_idle(server, "trained"))
+
+
+async def test_concurrent_first_calls(folder):
+    async with served(folder) as server:
+        answers = await asyncio.gather(*(generate(server, generate_request()) for _ in range(10)))
+        assert len({tuple(answer.tokens()) for answer in answers}) == 1
+
+
+async def test_tokenize_and_back(folder):
+    async with served(folder) as server:
+        response = await server.inference.Tokenize(pb.TokenizeRequest(text="once upon\n"))
+        assert list(response.token_ids) == TOKENIZER.encode("once upon\n")
+        back = await server.inference.Detokenize(pb.DetokenizeRequest(token_ids=response.token_ids))
+        assert back.text == "once upon\n"
+        found = violations(await refused(server.inference.Tokenize(pb.TokenizeRequest(text="~A"))))
+        assert "'~', 'A'" in found["text"]
+        request = pb.DetokenizeRequest(token_ids=[1, 999])
+        assert set(violations(await refused(server.inference.Detokenize(request)))) == {
+            "token_ids[1]"
+        }
+        request = pb.TokenizeRequest(text="a" * (1 << 20) + "a")
+        assert set(violations(await refused(server.inference.Tokenize(request)))) == {"text"}
+        error = await refused(server.inference.Tokenize(pb.TokenizeRequest(model="nope")))
+        assert error.code() is Code.NOT_FOUND
+        await until(lambda: not server.store.heartbeat_age_seconds)  # no weights were loaded
+
+
+async def test_gpt2_tokens_and_broken_utf8(tmp_path):
+    write_checkpoint(tmp_path / "models" / "gpt2", tokenizer=GPT2Tokenizer())
+    async with served(tmp_path) as server:
+        text = "Hello, wörld! <|endoftext|>"
+        ids = (await server.inference.Tokenize(pb.TokenizeRequest(text=text))).token_ids
+        assert 50256 not in ids
+        response = await server.inference.Detokenize(pb.DetokenizeRequest(token_ids=ids))
+        assert response.text == text
+        clef = (await server.inference.Tokenize(pb.TokenizeRequest(text="𝄞"))).token_ids
+        request = pb.DetokenizeRequest(token_ids=clef[:1])
+        assert "\ufffd" in (await server.inference.Detokenize(request)).text
+
+
+async def test_score_is_not_implemented(folder):
+    async with served(folder) as server:
+        error = await refused(server.inference.Score(pb.ScoreRequest(text="once")))
+        assert error.code() is Code.UNIMPLEMENTED

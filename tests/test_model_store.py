@@ -1,0 +1,364 @@
+"""Which models are in memory: one load for all, room, swaps, and nothing served that is damaged."""
+
+import asyncio
+import threading
+
+import pytest
+from serving import (
+    CONFIG,
+    LONG,
+    damage,
+    model_store,
+    request,
+    sample,
+    until,
+    write_checkpoint,
+    write_job_checkpoint,
+)
+
+from nanogpt.inference.engine import Engine
+from nanogpt.inference.events import Delta
+from nanogpt.tokenizer import GPT2Tokenizer
+from server.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from server.metrics import Metrics
+from server.models import memory as module
+from server.models.loaded import build_engine, memory_bytes_of
+from server.models.memory import ModelState
+from server.serving.engine_thread import EngineFailure
+
+ONE = memory_bytes_of(CONFIG, 4)
+"""Bytes of one model in the store of these tests."""
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """References that were built, in order; `gate`, once cleared, holds builds up."""
+
+    class Builds(list):
+        gate = threading.Event()
+
+    found = Builds()
+    found.gate.set()
+
+    def build(ref, *rest):
+        found.append((ref.reference, ref.folder.name))
+        assert found.gate.wait(20)
+        return build_engine(ref, *rest)
+
+    monkeypatch.setattr(module, "build_engine", build)
+    yield found
+    found.gate.set()
+
+
+async def read(stream) -> list[int]:
+    tokens = []
+    while events := await stream.next():
+        tokens += [t for e in events if isinstance(e, Delta) for t in e.token_ids]
+    return tokens
+
+
+async def state(store, reference: str) -> ModelState:
+    return (await store.get(reference)).state
+
+
+async def test_concurrent_first_calls_load_once(tmp_path, builds):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    builds.gate.clear()
+    async with model_store(tmp_path) as store:
+
+        async def generate(number: int) -> list[int]:
+            async with store.acquire("tiny") as model:
+                return await read(model.engine.submit(request(str(number), 5, seed=1)))
+
+        calls = [asyncio.create_task(generate(number)) for number in range(20)]
+        await until(lambda: bool(builds))
+        assert await state(store, "tiny") is ModelState.LOADING
+        calls[0].cancel()  # the others do not depend on the first
+        builds.gate.set()
+        results = await asyncio.gather(*calls[1:])
+        assert len({tuple(tokens) for tokens in results}) == 1
+        assert builds == [("tiny", "tiny")]
+        assert await state(store, "tiny") is ModelState.LOADED
+
+
+async def test_a_load_that_nobody_waits_for_any_more_still_ends_well(tmp_path, builds):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    builds.gate.clear()
+    async with model_store(tmp_path) as store:
+        call = asyncio.create_task(store.load("tiny"))
+        await until(lambda: bool(builds))
+        call.cancel()
+        await asyncio.wait([call])
+        builds.gate.set()
+        async with store.acquire("tiny") as model:
+            assert model.weight_version == 10
+        assert len(builds) == 1
+
+
+async def test_a_damaged_model_is_never_served(tmp_path):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    damage(tmp_path / "models" / "tiny")
+    async with model_store(tmp_path, memory_bytes=ONE) as store:
+        for _ in range(2):  # the memory of a failed load is given back
+            with pytest.raises(DataLoss) as lost:
+                await store.load("tiny")
+            assert str(tmp_path) not in lost.value.message
+        assert await state(store, "tiny") is ModelState.UNLOADED
+        write_checkpoint(tmp_path / "models" / "tiny")
+        await store.load("tiny")
+
+
+async def test_a_failing_warm_up_fails_the_load(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "models" / "tiny")
+
+    def raise_error(*_):
+        raise RuntimeError("no")
+
+    async with model_store(tmp_path, memory_bytes=ONE) as store:
+        monkeypatch.setattr("nanogpt.model.GPT.hidden", raise_error)
+        with pytest.raises(RuntimeError):
+            await store.load("tiny")
+        monkeypatch.undo()
+        await store.load("tiny")
+
+
+async def test_idle_models_make_room_the_one_longest_unused_first(tmp_path, builds):
+    for name in ("a", "b", "c"):
+        write_checkpoint(tmp_path / "models" / name)
+    metrics = Metrics()
+    async with model_store(tmp_path, memory_bytes=2 * ONE, metrics=metrics) as store:
+        for name in ("a", "b", "a", "c"):
+            async with store.acquire(name) as model:
+                await read(model.engine.submit(request("r", 1)))
+        assert [await state(store, name) for name in "abc"] == [
+            ModelState.LOADED,
+            ModelState.UNLOADED,
+            ModelState.LOADED,
+        ]
+        assert sample(metrics, "generation_tokens_total", model="a") == 2
+        # the series of a model that is gone are gone
+        assert {
+            s.labels["model"]
+            for family in metrics.registry.collect()
+            for s in family.samples
+            if "model" in s.labels
+        } == {"a", "c"}
+
+
+async def test_models_in_use_or_kept_do_not_make_room(tmp_path):
+    for name in ("a", "b", "c"):
+        write_checkpoint(tmp_path / "models" / name)
+    async with model_store(tmp_path, memory_bytes=2 * ONE) as store:
+        await store.load("a")
+        async with store.acquire("b"):
+            with pytest.raises(ResourceExhausted, match="MB") as refused:
+                await store.load("c")
+            assert refused.value.retry_seconds is not None  # b will be free some time
+        await store.load("b")
+        with pytest.raises(ResourceExhausted) as refused:
+            await store.load("c")
+        assert refused.value.retry_seconds is None  # nothing happens by itself
+        await store.unload("a")
+        assert (await store.load("c")).state is ModelState.LOADED
+
+
+async def test_a_model_larger_than_the_budget_frees_nothing(tmp_path):
+    write_checkpoint(tmp_path / "models" / "a")
+    async with model_store(tmp_path, memory_bytes=ONE - 1) as store:
+        with pytest.raises(ResourceExhausted):
+            await store.load("a")
+
+
+async def test_two_loads_do_not_count_on_the_same_room(tmp_path, builds):
+    for name in ("a", "b"):
+        write_checkpoint(tmp_path / "models" / name)
+    builds.gate.clear()
+    async with model_store(tmp_path, memory_bytes=ONE) as store:
+        first = asyncio.create_task(store.load("a"))
+        await until(lambda: bool(builds))
+        with pytest.raises(ResourceExhausted):
+            await store.load("b")
+        builds.gate.set()
+        await first
+
+
+async def test_a_newer_checkpoint_takes_over_while_an_old_stream_finishes(tmp_path):
+    write_job_checkpoint(tmp_path, "j1", 100)
+    metrics = Metrics()
+    async with model_store(tmp_path, metrics=metrics) as store:
+        async with store.acquire("job:j1") as old:
+            assert (old.name, old.weight_version) == ("trained", 100)
+            running = old.engine.submit(request("running", 1000, seed=1))
+            await running.next()
+            write_job_checkpoint(tmp_path, "j1", 200)
+            async with store.acquire("job:j1") as new:
+                assert new.weight_version == 200
+                await read(new.engine.submit(request("new", 5)))
+                assert not old.engine.has_ended
+            assert sample(metrics, "weight_version_info", model="trained", version="100") == 1
+            tokens = await read(running)
+        assert running.completion_tokens == 1000 and tokens
+        await until(lambda: old.engine.has_ended)
+        await until(lambda: metrics_versions(metrics) == {"200"})
+        assert sample(metrics, "request_finished_total", model="trained", finish_reason="length")
+
+
+def metrics_versions(metrics) -> set[str]:
+    return {
+        s.labels["version"]
+        for family in metrics.registry.collect()
+        if family.name == "nanogpt_weight_version_info"
+        for s in family.samples
+    }
+
+
+async def test_an_older_look_at_a_job_does_not_bring_the_old_weights_back(tmp_path, monkeypatch):
+    write_job_checkpoint(tmp_path, "j1", 100)
+    async with model_store(tmp_path) as store:
+        old = store.resolve("job:j1")
+        write_job_checkpoint(tmp_path, "j1", 200)
+        await store.load("job:j1")
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "resolve", lambda *_: old)  # a caller that looked long ago
+            async with store.acquire("job:j1") as model:
+                assert model.weight_version == 200
+
+
+async def test_a_damaged_newer_checkpoint_leaves_the_old_one_serving(tmp_path, builds):
+    write_job_checkpoint(tmp_path, "j1", 100)
+    async with model_store(tmp_path) as store:
+        await store.load("job:j1")
+        damage(write_job_checkpoint(tmp_path, "j1", 200))
+        for _ in range(3):
+            async with store.acquire("job:j1") as model:
+                assert model.weight_version == 100
+        assert len(builds) == 2  # the damaged one is not read again for each request
+        write_job_checkpoint(tmp_path, "j1", 300)
+        async with store.acquire("job:j1") as model:
+            assert model.weight_version == 300
+
+
+async def test_a_newer_checkpoint_that_does_not_fit_beside_the_old(tmp_path):
+    write_job_checkpoint(tmp_path, "j1", 100)
+    async with model_store(tmp_path, memory_bytes=ONE) as store:
+        async with store.acquire("job:j1"):
+            write_job_checkpoint(tmp_path, "j1", 200)
+            async with store.acquire("job:j1") as model:  # in use: it stays
+                assert model.weight_version == 100
+        async with store.acquire("job:j1") as model:  # idle: it makes room
+            assert model.weight_version == 200
+
+
+async def test_unloading_waits_for_running_requests(tmp_path):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    async with model_store(tmp_path) as store:
+        await store.load("tiny")
+        async with store.acquire("tiny") as model:
+            stream = model.engine.submit(request("a", 500))
+            unloading = asyncio.create_task(store.unload("tiny"))
+            assert len(await read(stream)) == 500
+            assert not unloading.done()
+        assert (await unloading).state is ModelState.UNLOADED
+        assert model.engine.has_ended
+        assert (await store.unload("tiny")).state is ModelState.UNLOADED
+        with pytest.raises(NotFound):
+            await store.unload("other")
+
+
+async def test_a_loaded_model_is_not_deleted(tmp_path):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    async with model_store(tmp_path) as store:
+        await store.load("tiny")
+        with pytest.raises(FailedPrecondition):
+            await store.delete("tiny")
+        await store.unload("tiny")
+        await store.delete("tiny")
+        assert await store.list() == []
+        with pytest.raises(NotFound):
+            await store.delete("tiny")
+
+
+async def test_a_dead_engine_is_replaced(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    async with model_store(tmp_path, memory_bytes=ONE) as store:
+        async with store.acquire("tiny") as model:
+            with monkeypatch.context() as patch:
+                patch.setattr(Engine, "step", lambda self: 1 / 0)
+                with pytest.raises(EngineFailure):
+                    await read(model.engine.submit(request("a")))
+        async with store.acquire("tiny") as again:
+            assert again is not model
+            assert len(await read(again.engine.submit(request("a", 5)))) == 5
+
+
+async def test_a_tokenizer_needs_no_weights(tmp_path, builds):
+    write_checkpoint(tmp_path / "models" / "tiny", tokenizer=GPT2Tokenizer())
+    async with model_store(tmp_path) as store:
+        assert (await store.tokenizer("tiny")).kind == "gpt2"
+        assert builds == []
+
+
+async def test_importing_refuses_names_of_models_in_training(tmp_path):
+    async def training() -> set[str]:
+        return {"mine"}
+
+    async with model_store(tmp_path, models_in_training=training) as store:
+        with pytest.raises(AlreadyExists):
+            await store.import_model("mine", "files", "nanogpt", "")
+        with pytest.raises(NotFound):
+            await store.import_model("other", "files", "nanogpt", "")
+        with pytest.raises(NotFound):
+            await store.import_model("other", "files", "nanogpt", "no-such-dataset")
+
+
+async def test_stopping_ends_requests_and_loads(tmp_path, builds):
+    for name in ("a", "b"):
+        write_checkpoint(tmp_path / "models" / name)
+    async with model_store(tmp_path) as store:
+
+        async def generate() -> None:
+            async with store.acquire("a") as model:
+                await read(model.engine.submit(request("r", LONG)))
+
+        running = asyncio.create_task(generate())
+        await until(lambda: len(builds) == 1)
+        builds.gate.clear()
+        loading = asyncio.create_task(store.load("b"))
+        await until(lambda: len(builds) == 2)
+        await store.stop(0)
+        results = await asyncio.gather(running, loading, return_exceptions=True)
+        assert [type(result) for result in results] == [Unavailable, Unavailable]
+        with pytest.raises(Unavailable):
+            await store.load("a")
+        builds.gate.set()
+
+
+async def test_load_unload_and_generate_hammered_at_once(tmp_path):
+    for name in ("a", "b", "c"):
+        write_checkpoint(tmp_path / "models" / name)
+    metrics = Metrics()
+    async with model_store(tmp_path, memory_bytes=2 * ONE, metrics=metrics) as store:
+
+        async def generate(number: int) -> int | str:
+            try:
+                async with store.acquire("abc"[number % 3]) as model:
+                    return len(await read(model.engine.submit(request(str(number), 3))))
+            except ResourceExhausted:
+                return "no room"
+
+        async def unload(number: int) -> str:
+            await store.unload("abc"[number % 3])
+            return "unloaded"
+
+        calls = [(unload if number % 5 == 0 else generate)(number) for number in range(60)]
+        results = await asyncio.gather(*calls)
+        assert set(results) <= {3, "no room", "unloaded"}
+        assert results.count(3) > 0
+    assert not [s for f in metrics.registry.collect() for s in f.samples if "model" in s.labels]
