@@ -1,0 +1,72 @@
+# Every command a developer types. `make` alone lists them.
+#
+# PyTorch comes from where pip finds it. On Linux that build brings gigabytes of CUDA libraries;
+# for the CPU build: make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I. --python_out=$(1) --pyi_out=$(1) \
+	--grpc_python_out=$(1) protos/nanogpt/v1/*.proto
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo serve test check fix protos bench campaign-quick campaign clean
+
+help:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# the folder's own stamp: the environment is made once, and again when its description changes
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		--editable '.[dev]'
+	@touch $@
+
+venv: $(INSTALLED)
+
+demo: $(INSTALLED)  ## train a small model and sample from it, in two minutes
+	$(BIN)/python deploy/demo.py
+
+serve: $(INSTALLED)  ## start the server, with its data in ./data
+	$(BIN)/python -m server
+
+# one thread: the models of tests are so small that threads only wait for each other
+test: $(INSTALLED)  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## check format, lint, types, imports, protos, deployment files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	rm -rf build/protos && mkdir -p build/protos
+	$(call PROTOC,build/protos)
+	diff -r -x '*.proto' -x __pycache__ build/protos/protos/nanogpt protos/nanogpt
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+
+fix: $(INSTALLED)  ## format the code and mend what the linters can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format --write
+
+protos: $(INSTALLED)  ## make the Python code of the .proto files again
+	$(call PROTOC,.)
+
+bench: $(INSTALLED)  ## time a training step beside plain PyTorch
+	$(BIN)/python -m benchmarks
+
+campaign-quick: $(INSTALLED)  ## kill and resume trainers 3 times, compare every bit
+	CAMPAIGN_COUNT=3 $(BIN)/python -m pytest -m campaign -s tests/campaigns
+
+campaign: $(INSTALLED)  ## the same 20 times
+	CAMPAIGN_COUNT=20 $(BIN)/python -m pytest -m campaign -s tests/campaigns
+
+clean:  ## remove what these commands made, except .venv and ./data
+	rm -rf build .demo benchmarks/out *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
