@@ -1,0 +1,1 @@
+"""Speed, measured beside the alternatives in one run. `python -m benchmarks` runs everything."""
