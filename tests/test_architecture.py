@@ -1,0 +1,62 @@
+"""The architecture page names files that exist and figures that are true."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+from nanogpt.config import TrainConfig
+from nanogpt.flops import training_flops_per_token
+from nanogpt.model import GPT
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+TEXT = (DOCS / "architecture.md").read_text("utf-8")
+
+
+def test_files_that_it_names_exist() -> None:
+    targets = [t for t in re.findall(r"\]\(([^)]+)\)", TEXT) if not t.startswith("https://")]
+    assert targets
+    assert [t for t in targets if not (DOCS / t).exists()] == []
+
+
+def test_the_map_shows_what_is_there() -> None:
+    """Every folder of code stands in the map, and every file it names exists."""
+    shown = TEXT.partition("## The map")[2].partition("```")[2].partition("```")[0]
+    folder, named, folders = ROOT, [], set()
+    for line in shown.strip("\n").splitlines():
+        path, *words = line.split()
+        if not line.startswith(" "):
+            folder = ROOT / path
+            folders.add(path)
+        elif not line.startswith("   "):
+            named.append(folder / path.rstrip(";,:"))
+        named += [folder / word for word in re.findall(r"\w+\.py", " ".join(words))]
+    assert [str(path) for path in named if not path.exists()] == []
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    tops = {f"{name.split('/')[0]}/" for name in tracked.stdout.splitlines() if "/" in name}
+    assert {top for top in tops if not top.startswith((".", "docs"))} == {
+        f"{name.split('/')[0]}/" for name in folders
+    }
+
+
+def test_each_term_is_explained_once() -> None:
+    explained = [
+        term.lower()
+        for line in re.findall(r"^(\*\*.+?): ", TEXT, re.MULTILINE)
+        for term in re.findall(r"\*\*(.+?)\*\*", line)
+    ]
+    assert len(explained) > 90
+    assert len(explained) == len(set(explained))
+
+
+def test_figures_of_the_default_preset() -> None:
+    train = TrainConfig()
+    config = train.model_config(vocab_size=65)
+    with torch.device("meta"):
+        parameters = GPT(config).parameter_count()
+    flops = training_flops_per_token(config)
+    cache_bytes = 2 * config.n_layer * config.n_embd * torch.float32.itemsize
+    for figure in (train.tokens_per_step, parameters, flops, cache_bytes):
+        assert f"{figure:,}" in TEXT
