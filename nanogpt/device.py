@@ -83,8 +83,8 @@ def measure_peak(device: torch.device, dtype: torch.dtype, bandwidth: bool = Tru
     that watches its own memory can do without.
     """
     if device.type == "cpu":
-        flops = _multiplication_flops(device, dtype)
-        return Peak(flops, _read_bandwidth() if bandwidth else None, "measured")
+        bytes_per_second = _read_bandwidth() if bandwidth else None
+        return Peak(_multiplication_flops(device, dtype), bytes_per_second, "measured")
     listed = listed_peak(device_name(device)) if device.type == "cuda" else None
     if listed is None:
         return Peak(None, None, "")
