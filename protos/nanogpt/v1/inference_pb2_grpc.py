@@ -125,7 +125,8 @@ class InferenceServiceServicer:
 
     def Detokenize(self, request, context):
         """Decodes token ids with a model's tokenizer. Errors: `NOT_FOUND`;
-        `INVALID_ARGUMENT` for an id outside the vocabulary.
+        `INVALID_ARGUMENT` for an id outside the vocabulary, or for a text of more
+        than 4,000,000 bytes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -133,7 +133,11 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportModel(self, request, context):
-        """Streams a model's files in another format. Errors: `NOT_FOUND`.
+        """Streams a model's files in another format. The server keeps no copy.
+
+        Errors: `NOT_FOUND`; `FAILED_PRECONDITION` if the format cannot hold the
+        model; `RESOURCE_EXHAUSTED` if the server's disk is full; `DATA_LOSS` if
+        the model's files are damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

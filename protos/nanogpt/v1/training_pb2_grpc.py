@@ -119,7 +119,7 @@ class TrainingServiceServicer:
         the trainer or the server was restarted in between.
 
         Errors: `NOT_FOUND` if the job does not exist; `UNAVAILABLE` while the
-        server drains.
+        server drains; `DATA_LOSS` if the record is damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
