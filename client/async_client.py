@@ -58,18 +58,18 @@ def _stream(
 
 
 def _in_thread(
-    upload: Callable[Concatenate[Client, P], T],
+    transfer: Callable[Concatenate[Client, P], T],
 ) -> "Callable[Concatenate[AsyncClient, P], Awaitable[T]]":
     """A coroutine method that runs one of Client's in a thread. Cancelling it cancels the call.
 
-    Reading a file would hold up the event loop, and grpc.aio now and then answers an upload that
+    Files would hold up the event loop, and grpc.aio now and then answers an upload that
     the server refuses early with "Internal error from Core" instead of the server's status.
     """
 
-    @wraps(upload)
+    @wraps(transfer)
     async def method(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
         with Client(client._server, timeout_seconds=client._timeout_seconds) as blocking:
-            return await asyncio.to_thread(upload, blocking, *args, **kwargs)
+            return await asyncio.to_thread(transfer, blocking, *args, **kwargs)
 
     return method
 
@@ -160,7 +160,7 @@ class AsyncClient:
     unload = _unary(calls.unload)
     delete_model = _unary(calls.delete_model)
     import_model = _unary(calls.import_model)
-    export_model = _stream(calls.export_model)
+    export_model = _in_thread(Client.export_model)
 
     create_dataset = _in_thread(Client.create_dataset)
     dataset = _unary(calls.dataset)

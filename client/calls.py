@@ -35,7 +35,6 @@ from protos.nanogpt.v1.models_pb2 import (
     ListModelsRequest,
     LoadModelRequest,
     Model,
-    ModelFormat,
     UnloadModelRequest,
 )
 from protos.nanogpt.v1.training_pb2 import (
@@ -162,16 +161,27 @@ def delete_model(name: str) -> Call[None]:
     return rpc.DELETE_MODEL.call(DeleteModelRequest(name=name), lambda _: None)
 
 
-def import_model(name: str, source: str, format: ModelFormat, *, dataset: str = "") -> Call[Model]:
-    """Makes a model of the files in the server's folder imports/`source`."""
-    request = ImportModelRequest(name=name, source=source, format=format, dataset=dataset)
+def import_model(name: str, source: str, format: str, *, dataset: str = "") -> Call[Model]:
+    """Makes a model of the files in the server's folder imports/`source`.
+
+    `format` is "hugging_face" or "nanogpt". `dataset` lends its characters; GPT-2's tokenizer if
+    it is empty.
+    """
+    request = ImportModelRequest(
+        name=name, source=source, format=_model_format(format), dataset=dataset
+    )
     return rpc.IMPORT_MODEL.call(request, lambda response: response.model)
 
 
-def export_model(name: str, format: ModelFormat) -> Call[ExportModelResponse]:
-    """A model's files in another layout, in pieces, one file after another."""
-    request = ExportModelRequest(name=name, format=format)
+def export_pieces(name: str, format: str) -> Call[ExportModelResponse]:
+    """A model's files in another format, in pieces, one file after another."""
+    request = ExportModelRequest(name=name, format=_model_format(format))
     return rpc.EXPORT_MODEL.call(request, lambda response: response)
+
+
+def _model_format(word: str) -> str:
+    """The name on the wire of `hugging_face`; the message refuses one that does not exist."""
+    return f"MODEL_FORMAT_{word.upper()}"
 
 
 # Datasets

@@ -7,6 +7,7 @@ decided in client.calls and client.requests, how a broken stream goes on in clie
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
@@ -15,6 +16,7 @@ from client import calls
 from client import methods as rpc
 from client.channel import DEFAULT_SERVER, channel_options
 from client.errors import NanoGPTError
+from client.export import Progress, write_files
 from client.generation import Generation
 from client.methods import Call, Method, Request, Response
 from client.requests import GenerateOptions, Text, Upload, dataset_spec, generate_request
@@ -137,6 +139,21 @@ class Client:
             raise upload.error or error from None
         return response.dataset
 
+    def export_model(
+        self, name: str, format: str, folder: Path, *, progress: Progress | None = None
+    ) -> list[Path]:
+        """Writes a model's files in another format into `folder`, which is made if need be.
+
+        `format` is "hugging_face", "nanogpt" or "gguf", else ValueError. Returns their paths.
+        Files appear once all of them are whole. Raises OSError if one cannot be written.
+        """
+        call = calls.export_pieces(name, format)
+        pieces = self._start(call.method, call.request)
+        try:
+            return write_files(read(pieces), folder, progress)
+        finally:
+            pieces.cancel()
+
     tokenize = _unary(calls.tokenize)
     detokenize = _unary(calls.detokenize)
     score = _unary(calls.score)
@@ -157,7 +174,6 @@ class Client:
     unload = _unary(calls.unload)
     delete_model = _unary(calls.delete_model)
     import_model = _unary(calls.import_model)
-    export_model = _stream(calls.export_model)
 
     dataset = _unary(calls.dataset)
     datasets = _unary(calls.datasets)

@@ -126,6 +126,8 @@ class FakeServer(
         self.generate_ended = threading.Event()
         """Set once a Generate is over; a held one ends when its caller has gone."""
         self.jobs_by_request_id: dict[str, training.Job] = {}
+        self.queue_position = 2
+        """Jobs before a new one."""
         self.jobs = [job("j3"), job("j2"), job("j1")]
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         for add in (
@@ -250,7 +252,9 @@ class FakeServer(
         known = self.jobs_by_request_id
         if request.request_id not in known:
             known[request.request_id] = job(
-                f"new{len(known) + 1}", state=training.Job.STATE_QUEUED, queue_position=2
+                f"new{len(known) + 1}",
+                state=training.Job.STATE_QUEUED,
+                queue_position=self.queue_position,
             )
         return training.TrainResponse(job=known[request.request_id])
 
@@ -323,6 +327,22 @@ class FakeServer(
     def DeleteModel(self, request, context):
         self._receive(request, context)
         return models.DeleteModelResponse()
+
+    def ImportModel(self, request, context):
+        self._receive(request, context)
+        return models.ImportModelResponse(model=self._model(request.name))
+
+    def ExportModel(self, request, context) -> Iterator[models.ExportModelResponse]:
+        self._receive(request, context)
+        if request.name == "nobody":
+            context.abort(grpc.StatusCode.NOT_FOUND, "there is no model 'nobody'")
+        yield models.ExportModelResponse(file="config.json", data=b"{}")
+        yield models.ExportModelResponse(file="model.safetensors", data=b"one ")
+        if request.name == "damaged":
+            context.abort(grpc.StatusCode.DATA_LOSS, "model damaged is damaged")
+        if request.name == "evil":
+            yield models.ExportModelResponse(file="../evil", data=b"two")
+        yield models.ExportModelResponse(file="model.safetensors", data=b"two")
 
     def _model(
         self, name: str, state: models.Model.State = models.Model.STATE_UNLOADED

@@ -247,7 +247,14 @@ async def test_malformed_bytes_and_unknown_names_on_the_real_services(channel):
     methods = {
         "InferenceService": ("Generate", "Benchmark", "Tokenize", "Detokenize", "Score"),
         "TrainingService": ("Train", "StreamMetrics", "GetJob", "ListJobs", "CancelJob"),
-        "ModelService": ("GetModel", "LoadModel", "UnloadModel", "DeleteModel", "ImportModel"),
+        "ModelService": (
+            "GetModel",
+            "LoadModel",
+            "UnloadModel",
+            "DeleteModel",
+            "ImportModel",
+            "ExportModel",
+        ),
         "DatasetService": ("GetDataset", "DeleteDataset"),
     }
     for service, names in methods.items():

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from serving import CONFIG, TOKENIZER, damage, tiny_model, write_checkpoint, write_job_checkpoint
 
 from nanogpt.checkpoint import load_model, publish_model, read_meta
-from nanogpt.interop import hugging_face_config, to_hugging_face
+from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
 from nanogpt.model import GPT
 from nanogpt.tokenizer import GPT2Tokenizer
 from server.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound

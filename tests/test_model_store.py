@@ -1,7 +1,10 @@
 """Which models are in memory: one load for all, room, swaps, and nothing served that is damaged."""
 
 import asyncio
+import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from serving import (
@@ -29,6 +32,7 @@ from server.errors import (
 )
 from server.metrics import Metrics
 from server.models import memory as module
+from server.models.catalog import ModelCatalog
 from server.models.loaded import build_engine, memory_bytes_of
 from server.models.memory import ModelState
 from server.serving.engine_thread import EngineFailure
@@ -245,6 +249,35 @@ async def test_a_damaged_newer_checkpoint_leaves_the_old_one_serving(tmp_path, b
             assert model.weight_version == 300
 
 
+async def test_a_checkpoint_pruned_while_it_loads_gives_way_to_the_newer_one(tmp_path, builds):
+    old = write_job_checkpoint(tmp_path, "j1", 100)
+    builds.gate.clear()
+    async with model_store(tmp_path) as store:
+        loading = asyncio.create_task(store.load("job:j1"))
+        await until(lambda: bool(builds))
+        write_job_checkpoint(tmp_path, "j1", 200)
+        shutil.rmtree(old)
+        builds.gate.set()
+        assert (await loading).meta.step == 200
+        async with store.acquire("job:j1") as model:
+            assert model.weight_version == 200
+
+
+async def test_loads_do_not_hold_up_what_else_needs_a_thread(tmp_path, builds):
+    for name in "abcdefgh":
+        write_checkpoint(tmp_path / "models" / name)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4))
+    builds.gate.clear()
+    async with model_store(tmp_path) as store:
+        loads = [asyncio.create_task(store.load(name)) for name in "abcdefgh"]
+        await until(lambda: bool(builds))
+        async with asyncio.timeout(10):
+            for name in "abcdefgh":
+                assert (await store.tokenizer(name)).kind == "char"
+        builds.gate.set()
+        await asyncio.gather(*loads)
+
+
 async def test_a_newer_checkpoint_that_does_not_fit_beside_the_old(tmp_path):
     write_job_checkpoint(tmp_path, "j1", 100)
     async with model_store(tmp_path, memory_bytes=ONE) as store:
@@ -285,6 +318,27 @@ async def test_a_loaded_model_is_not_deleted(tmp_path):
             await store.delete("tiny")
 
 
+async def test_a_model_is_not_deleted_while_one_of_its_steps_is_loaded(tmp_path):
+    write_job_checkpoint(tmp_path, "j1", 100, model="tiny")
+    write_checkpoint(tmp_path / "models" / "tiny", step=200, job_id="j1")
+    async with model_store(tmp_path) as store:
+        await store.load("job:j1")  # the job's, and not deleted with the model
+        await store.load("tiny@100")
+        with pytest.raises(FailedPrecondition, match="tiny@100"):
+            await store.delete("tiny")
+        await store.unload("tiny@100")
+        await store.delete("tiny")
+        with pytest.raises(NotFound):  # else a later model of that name would get these weights
+            await store.load("tiny@100")
+
+
+async def test_a_model_that_another_call_has_just_deleted(tmp_path, monkeypatch):
+    async with model_store(tmp_path) as store:
+        monkeypatch.setattr(ModelCatalog, "_folder", lambda self, name: tmp_path / name)
+        with pytest.raises(NotFound):
+            await store.delete("tiny")
+
+
 async def test_a_dead_engine_is_replaced(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "models" / "tiny")
     async with model_store(tmp_path, memory_bytes=ONE) as store:
@@ -293,6 +347,10 @@ async def test_a_dead_engine_is_replaced(tmp_path, monkeypatch):
                 patch.setattr(Engine, "step", lambda self: 1 / 0)
                 with pytest.raises(EngineFailure):
                     await read(model.engine.submit(request("a")))
+        with monkeypatch.context() as patch:
+            later = time.monotonic() + 3600
+            patch.setattr(time, "monotonic", lambda: later)
+            assert store.heartbeat_age_seconds == 0  # the next request replaces it: nothing hangs
         async with store.acquire("tiny") as again:
             assert again is not model
             assert len(await read(again.engine.submit(request("a", 5)))) == 5
@@ -316,6 +374,38 @@ async def test_importing_refuses_names_of_models_in_training(tmp_path):
             await store.import_model("other", "files", "nanogpt", "")
         with pytest.raises(NotFound):
             await store.import_model("other", "files", "nanogpt", "no-such-dataset")
+
+
+async def test_a_name_is_imported_once_at_a_time(tmp_path, monkeypatch):
+    gate, imports = threading.Event(), []
+
+    def write(self, name, *rest):
+        imports.append(name)
+        assert gate.wait(20)
+        write_checkpoint(tmp_path / "models" / name)
+
+    async def training() -> set[str]:
+        await asyncio.sleep(0)
+        return set()
+
+    monkeypatch.setattr(ModelCatalog, "import_model", write)
+    async with model_store(tmp_path, models_in_training=training) as store:
+        calls = [
+            asyncio.create_task(store.import_model("mine", "files", "nanogpt", ""))
+            for _ in range(2)
+        ]
+        await until(lambda: bool(imports))
+        with pytest.raises(AlreadyExists):
+            await calls[1]
+        assert store.has("mine")  # no job may take it either
+        calls[0].cancel()  # its caller has gone, the thread writes on
+        await asyncio.wait(calls[:1])
+        with pytest.raises(AlreadyExists):
+            await store.import_model("mine", "files", "nanogpt", "")
+        gate.set()
+        await until(lambda: not store._importing)
+        assert imports == ["mine"]
+        assert (await store.get("mine")).meta.step == 10
 
 
 async def test_stopping_ends_requests_and_loads(tmp_path, builds):

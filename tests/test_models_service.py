@@ -19,7 +19,7 @@ from serving import (
     write_job_checkpoint,
 )
 
-from nanogpt.interop import hugging_face_config, to_hugging_face
+from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
 from nanogpt.tokenizer import GPT2Tokenizer
 from protos.nanogpt.v1 import inference_pb2
 from protos.nanogpt.v1 import models_pb2 as pb
@@ -156,12 +156,6 @@ async def test_wrong_imports_are_refused_field_by_field(tmp_path):
             name="mine", source="nowhere", format=pb.MODEL_FORMAT_NANOGPT
         )
         assert (await refused(server.models.ImportModel(request))).code() is Code.NOT_FOUND
-
-
-async def test_export_is_not_implemented(folder):
-    async with served(folder) as server:
-        error = await refused(server.models.ExportModel(pb.ExportModelRequest(name="tiny")))
-        assert error.code() is Code.UNIMPLEMENTED
 
 
 def _write_dataset(data_dir) -> None:

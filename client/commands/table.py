@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from client.commands.train_keys import TRAIN_KEYS
 from client.keys import (
+    ADDRESS,
     BOOL,
     FLOAT,
     INT32,
@@ -56,7 +57,7 @@ class Command:
         return run
 
 
-SERVER = Key("server", TEXT, "127.0.0.1:50051", "Address of the server.")
+SERVER = Key("server", ADDRESS, "127.0.0.1:50051", "Address of the server.")
 JSON = Key("json", BOOL, False, "Print one JSON object a line.")
 CONFIG = Key("config", TEXT, None, "JSON file with any of these keys.")
 CALL_KEYS = (SERVER, JSON, CONFIG)
@@ -172,6 +173,32 @@ BENCH = Command(
 JOB_ID = Argument("JOB", "id of the job")
 MODEL_NAME = Argument("MODEL", "NAME, NAME@STEP or job:ID")
 
+EXPORT = Command(
+    "export",
+    "Writes a model's files in another system's format.",
+    "exchange:export",
+    (MODEL_NAME,),
+    (
+        Key("format", choice("hugging_face", "nanogpt", "gguf"), "hugging_face", "Whose format."),
+        Key("output", TEXT, None, "Folder for the files; the model's name if empty."),
+        *CALL_KEYS,
+    ),
+    ("export bard --format=hugging_face --output=bard-hf", "export job:0123 --format=nanogpt"),
+)
+IMPORT = Command(
+    "import",
+    "Makes a model of files that lie below imports/ in the server's data folder.",
+    "exchange:import_files",
+    (Argument("NAME", "of the new model"),),
+    (
+        Key("source", TEXT, None, "Name of the folder below imports/; NAME if empty."),
+        Key("format", choice("hugging_face", "nanogpt"), "hugging_face", "Whose format."),
+        Key("dataset", TEXT, None, "Dataset with its characters; GPT-2's tokenizer if empty."),
+        *CALL_KEYS,
+    ),
+    ("import gpt2 --source=gpt2", "import poet --format=nanogpt --dataset=shakespeare_char"),
+)
+
 COMMANDS = (
     PREPARE,
     TRAIN,
@@ -194,6 +221,8 @@ COMMANDS = (
         "load", "Loads a model and keeps it in memory.", "models:load", (MODEL_NAME,), CALL_KEYS
     ),
     Command("unload", "Frees a model's memory.", "models:unload", (MODEL_NAME,), CALL_KEYS),
+    EXPORT,
+    IMPORT,
     Command("datasets", "Lists datasets, newest first.", "datasets:datasets", (), CALL_KEYS),
     Command("version", "Prints the client's version.", "version:version"),
     Command("help", "Explains a command.", "help:help", (Argument("COMMAND", "which one", False),)),

@@ -11,6 +11,7 @@ WORK = frozenset(
         "/nanogpt.v1.DatasetService/CreateDataset",
         "/nanogpt.v1.InferenceService/Benchmark",
         "/nanogpt.v1.InferenceService/Generate",
+        "/nanogpt.v1.ModelService/ExportModel",
         "/nanogpt.v1.ModelService/ImportModel",
         "/nanogpt.v1.ModelService/LoadModel",
         "/nanogpt.v1.TrainingService/ResumeJob",

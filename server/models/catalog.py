@@ -26,7 +26,8 @@ from nanogpt.checkpoint import (
 )
 from nanogpt.config import InvalidConfig, ModelConfig, Violation
 from nanogpt.flops import multiplied_weights
-from nanogpt.interop import import_hugging_face, import_nanogpt
+from nanogpt.interop.hugging_face import import_hugging_face
+from nanogpt.interop.nanogpt_checkpoint import import_nanogpt
 from nanogpt.tokenizer import Tokenizer, tokenizer_from_json
 from nanogpt.training.run_directory import RunDirectory
 from server.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
@@ -120,7 +121,10 @@ class ModelCatalog:
         # renamed first: a reader sees the whole model or none; the next start sweeps what is left
         deleting = self._models / f".deleting-{name}"
         shutil.rmtree(deleting, ignore_errors=True)
-        self._folder(name).rename(deleting)
+        try:
+            self._folder(name).rename(deleting)
+        except FileNotFoundError:  # another call was faster
+            raise NotFound("model", name) from None
         shutil.rmtree(deleting, ignore_errors=True)
 
     def import_model(self, name: str, source: str, format: str, tokenizer: Tokenizer) -> None:

@@ -28,6 +28,10 @@ from server.serving.engine_thread import EngineThread
 
 logger = logging.getLogger(__name__)
 
+MAX_LOADS = 2
+"""Models read into memory at a time. A load takes seconds and a thread, of which the loop has few,
+and others need them for moments."""
+
 RETRY_SECONDS = 5.0
 """When to try again if only models in use are in the way."""
 
@@ -102,18 +106,34 @@ class ModelMemory:
         self._in_memory: list[LoadedModel] = []  # those of slots, and retired ones still held
         self._used_bytes = 0  # by these, and by loads under way
         self._making_room = asyncio.Lock()
+        self._building = asyncio.Semaphore(MAX_LOADS)
         self._freeing: set[asyncio.Task[None]] = set()
         self._is_stopping = False
 
     @property
     def heartbeat_age_seconds(self) -> float:
-        """Age of the oldest heartbeat of all engine threads; 0 if there are none."""
-        return max((model.engine.heartbeat_age_seconds for model in self._in_memory), default=0.0)
+        """Age of the oldest heartbeat of all engine threads; 0 if there are none.
+
+        One that has died does not count: the next request for its model replaces it.
+        """
+        engines = [model.engine for model in self._in_memory]
+        return max(
+            (engine.heartbeat_age_seconds for engine in engines if not engine.has_ended),
+            default=0.0,
+        )
 
     def state(self, reference: str) -> ModelState:
         """Where the model of a canonical reference is."""
         slot = self._slots.get(reference)
         return ModelState.UNLOADED if slot is None else slot.state
+
+    def loaded_references(self, name: str) -> list[str]:
+        """References to the files of a model, NAME and NAME@STEP, that are loaded or loading."""
+        return [
+            slot.reference
+            for slot in self._slots.values()
+            if slot.reference.partition("@")[0] == name and slot.state is not ModelState.UNLOADED
+        ]
 
     @asynccontextmanager
     async def acquire(self, reference: str, field: str) -> AsyncIterator[LoadedModel]:
@@ -160,7 +180,16 @@ class ModelMemory:
         if slot is not None and slot.model is not None and slot.model.ref.is_final:
             if not slot.model.engine.has_ended:
                 return slot.model  # spares a look at the disk
-        ref = await asyncio.to_thread(self._catalog.resolve, reference, field)
+        while True:
+            ref = await asyncio.to_thread(self._catalog.resolve, reference, field)
+            try:
+                return await self._ready_for(ref)
+            except NotFound:
+                if ref == await asyncio.to_thread(self._catalog.resolve, reference, field):
+                    raise
+                # pruned meanwhile in favour of a newer checkpoint
+
+    async def _ready_for(self, ref: ModelRef) -> LoadedModel:
         slot = self._slots.setdefault(ref.reference, _Slot(ref.reference))
         slot.num_waiting += 1
         try:
@@ -204,9 +233,10 @@ class ModelMemory:
         memory_bytes = memory_bytes_of(meta.model_config, self._num_slots)
         await self._make_room(memory_bytes, slot)
         try:
-            engine, tokenizer = await asyncio.to_thread(
-                build_engine, ref, meta, self._device, self._num_slots
-            )
+            async with self._building:
+                engine, tokenizer = await asyncio.to_thread(
+                    build_engine, ref, meta, self._device, self._num_slots
+                )
         except BaseException:
             self._used_bytes -= memory_bytes
             raise

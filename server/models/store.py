@@ -1,4 +1,4 @@
-"""All that can be done with models: find, load, use, unload, import and delete them.
+"""All that can be done with models: find, load, use, unload, import, export and delete them.
 
 Brings together what is on disk (ModelCatalog, off the event loop) and what is in memory
 (ModelMemory). Knows nothing about protobuf.
@@ -9,7 +9,7 @@ Brings together what is on disk (ModelCatalog, off the event loop) and what is i
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from server.dataset_store import DatasetStore
 from server.errors import AlreadyExists, FailedPrecondition, ResourceExhausted
 from server.metrics import Metrics
 from server.models.catalog import ModelCatalog, ModelRef, parameter_count, tokenizer_of
+from server.models.exports import ModelExports
 from server.models.loaded import LoadedModel
 from server.models.memory import ModelMemory, ModelState
 
@@ -57,6 +58,7 @@ class ModelStore:
         if there is no such device.
         """
         self._catalog = ModelCatalog(data_dir)
+        self._exports = ModelExports(self._catalog, data_dir)
         self._memory = ModelMemory(
             self._catalog,
             metrics,
@@ -67,7 +69,7 @@ class ModelStore:
         )
         self._datasets = datasets
         self._models_in_training = models_in_training
-        self._importing: set[str] = set()
+        self._importing: dict[str, asyncio.Task[None]] = {}  # by the name that each will take
 
     @property
     def heartbeat_age_seconds(self) -> float:
@@ -80,8 +82,8 @@ class ModelStore:
         return self._catalog.resolve(reference, field)
 
     def has(self, name: str) -> bool:
-        """Whether the name of a model is taken on disk."""
-        return self._catalog.has(name)
+        """Whether the name of a model is taken, on disk or by an import under way."""
+        return name in self._importing or self._catalog.has(name)
 
     async def list(self) -> list[ModelInfo]:
         """Every model on disk, newest first."""
@@ -117,9 +119,9 @@ class ModelStore:
 
     async def delete(self, name: str) -> None:
         """Deletes a model's files. Raises NotFound, FailedPrecondition while it is loaded."""
-        if self._memory.state(name) is not ModelState.UNLOADED:
+        if loaded := self._memory.loaded_references(name):
             raise FailedPrecondition(
-                "model_loaded", name, f"model {name!r} is loaded; unload it first"
+                "model_loaded", name, f"model {loaded[0]!r} is loaded; unload it first"
             )
         await asyncio.to_thread(self._catalog.delete, name)
 
@@ -127,27 +129,43 @@ class ModelStore:
         """Makes model `name` of the files in imports/`source`, see ModelCatalog.import_model.
 
         It gets the tokenizer of `dataset`, or GPT-2's if that is empty. Raises NotFound,
-        AlreadyExists, InvalidArgument, ResourceExhausted if the disk is full.
+        AlreadyExists, InvalidArgument, ResourceExhausted if the disk is full. A caller who goes
+        away does not stop it.
         """
         tokenizer: Tokenizer = GPT2Tokenizer()
         if dataset:
             tokenizer = tokenizer_from_json(self._datasets.get(dataset).meta.tokenizer)
-        if name in self._importing or name in await self._models_in_training():
+        if name in self._importing:
             raise AlreadyExists("model", name)
-        self._importing.add(name)
+        self._importing[name] = asyncio.create_task(self._import(name, source, format, tokenizer))
+        self._importing[name].add_done_callback(lambda done: self._end_import(name, done))
+        await asyncio.shield(self._importing[name])
+        return await self.get(name)
+
+    def export(
+        self, reference: str, format: str, field: str = "model"
+    ) -> AbstractAsyncContextManager[Sequence[Path]]:
+        """A model's files in another format, on disk meanwhile, see ModelExports.export."""
+        return self._exports.export(reference, format, field)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Loads nothing more, lets running requests finish within the grace, frees everything."""
+        await self._memory.stop(grace_seconds)
+
+    async def _import(self, name: str, source: str, format: str, tokenizer: Tokenizer) -> None:
+        if name in await self._models_in_training():
+            raise AlreadyExists("model", name)
         try:
             await asyncio.to_thread(self._catalog.import_model, name, source, format, tokenizer)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             raise ResourceExhausted("the server's disk is full", limit="disk") from None
-        finally:
-            self._importing.discard(name)
-        return await self.get(name)
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Loads nothing more, lets running requests finish within the grace, frees everything."""
-        await self._memory.stop(grace_seconds)
+    def _end_import(self, name: str, done: asyncio.Task[None]) -> None:
+        del self._importing[name]
+        if not done.cancelled():
+            done.exception()  # seen, also if nobody waits any more
 
     def _info(self, ref: ModelRef, meta: CheckpointMeta) -> ModelInfo:
         state = self._memory.state(ref.reference)

@@ -3,6 +3,8 @@
 Contract: protos/nanogpt/v1/models.proto.
 """
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -27,10 +29,14 @@ IMPORT_FORMATS = {
     pb.MODEL_FORMAT_HUGGING_FACE: "hugging_face",
     pb.MODEL_FORMAT_NANOGPT: "nanogpt",
 }
+EXPORT_FORMATS = {**IMPORT_FORMATS, pb.MODEL_FORMAT_GGUF: "gguf"}
+
+PIECE_BYTES = 1 << 20
+"""Most data in one ExportModelResponse."""
 
 
 class ModelService(pb_grpc.ModelServiceServicer):
-    """Lists, loads, unloads, deletes and imports models. ExportModel is not implemented."""
+    """Lists, loads, unloads, deletes, imports and exports models."""
 
     def __init__(self, models: ModelStore) -> None:
         self._models = models
@@ -73,15 +79,26 @@ class ModelService(pb_grpc.ModelServiceServicer):
         found = name_violations("name", request.name) + name_violations("source", request.source)
         if request.dataset:
             found += name_violations("dataset", request.dataset)
-        if request.format not in IMPORT_FORMATS:
-            allowed = " or ".join(map(pb.ModelFormat.Name, IMPORT_FORMATS))
-            found.append(Violation("format", f"must be {allowed}, got {request.format}"))
+        found += _format_violations(request.format, IMPORT_FORMATS)
         if found:
             raise InvalidArgument(found)
         info = await self._models.import_model(
             request.name, request.source, IMPORT_FORMATS[request.format], request.dataset
         )
         return pb.ImportModelResponse(model=model_to_pb(info))
+
+    async def ExportModel(
+        self, request: pb.ExportModelRequest, context: Context
+    ) -> AsyncIterator[pb.ExportModelResponse]:
+        _require_name(request.name)
+        if found := _format_violations(request.format, EXPORT_FORMATS):
+            raise InvalidArgument(found)
+        format = EXPORT_FORMATS[request.format]
+        async with self._models.export(request.name, format, field="name") as paths:
+            for path in paths:
+                with path.open("rb") as file:
+                    while data := await asyncio.to_thread(file.read, PIECE_BYTES):
+                        yield pb.ExportModelResponse(file=path.name, data=data)
 
 
 def model_to_pb(info: ModelInfo) -> pb.Model:
@@ -110,6 +127,13 @@ def model_config_to_pb(config: ModelConfig) -> pb.ModelConfig:
         vocab_size=config.vocab_size,
         bias=config.bias,
     )
+
+
+def _format_violations(format: int, known: dict[pb.ModelFormat, str]) -> list[Violation]:
+    if format in known:
+        return []
+    allowed = " or ".join(map(pb.ModelFormat.Name, known))
+    return [Violation("format", f"must be {allowed}, got {format}")]
 
 
 def _require_name(name: str) -> None:

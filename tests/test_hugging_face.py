@@ -1,7 +1,7 @@
-"""GPT-2 weights come in from Hugging Face and nanoGPT and go out again, or are refused clearly."""
+"""Hugging Face GPT-2 folders come in and go out again, or are refused clearly."""
 
 import json
-import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from nanogpt.config import ModelConfig
-from nanogpt.interop import (
+from nanogpt.checkpoint import CheckpointMeta
+from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
+from nanogpt.inference.engine import Engine
+from nanogpt.inference.events import Delta
+from nanogpt.inference.request import Request
+from nanogpt.interop.hugging_face import (
+    export_hugging_face,
     hugging_face_config,
     import_hugging_face,
-    import_nanogpt,
     to_hugging_face,
 )
 from nanogpt.model import GPT
+from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
 
 CONFIG = ModelConfig(block_size=16, vocab_size=65, n_layer=2, n_head=2, n_embd=32)
 TOKENS = torch.arange(24).reshape(2, 12)
@@ -63,6 +68,10 @@ def save_folder(folder: Path, state: dict[str, Tensor], **settings: Any) -> None
     values = {**hugging_face_config(CONFIG), **settings}
     (folder / "config.json").write_text(json.dumps(values))
     save_file(state, folder / "model.safetensors")
+
+
+def meta_of(config: ModelConfig, tokenizer: Tokenizer) -> CheckpointMeta:
+    return CheckpointMeta(step=250, model_config=config, tokenizer=tokenizer.to_json())
 
 
 def hugging_face_state() -> dict[str, Tensor]:
@@ -234,90 +243,62 @@ def test_an_index_stays_in_its_folder(tmp_path: Path, name: object) -> None:
         import_hugging_face(tmp_path)
 
 
-def nanogpt_checkpoint(config: ModelConfig = CONFIG, prefix: str = "") -> dict[str, Any]:
-    """What nanoGPT's train.py saves, with the names that torch.compile makes if asked."""
-    model = our_model(config)
-    arguments = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
-    return {
-        "model": {prefix + name: weight for name, weight in model.state_dict().items()},
-        "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
-        "model_args": arguments,
-        "iter_num": 250,
-        "best_val_loss": torch.tensor(1.5),
-        "config": {"dataset": "shakespeare_char", "learning_rate": 1e-3},
-    }
-
-
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
 @pytest.mark.parametrize("bias", [True, False])
-def test_nanogpt_checkpoint(tmp_path: Path, prefix: str, bias: bool) -> None:
-    config = ModelConfig(
-        block_size=16, vocab_size=65, n_layer=2, n_head=2, n_embd=32, dropout=0.2, bias=bias
-    )
-    checkpoint = nanogpt_checkpoint(config, prefix)
-    checkpoint["model"][prefix + "transformer.h.0.attn.bias"] = torch.ones(1, 1, 16, 16)
-    if not prefix:
-        del checkpoint["config"]
-    torch.save(checkpoint, tmp_path / "ckpt.pt")
+def test_an_exported_model_is_the_same_in_transformers(tmp_path: Path, bias: bool) -> None:
+    """Logits, and greedy tokens of our engine, of a model with padding rows and a tokenizer."""
+    config = ModelConfig(block_size=32, vocab_size=50304, n_layer=2, n_head=2, n_embd=32, bias=bias)
+    ours, tokenizer = our_model(config), GPT2Tokenizer()
+    with torch.no_grad():
+        ours.lm_head.weight[tokenizer.vocab_size :] = 0  # as training leaves rows without a token
 
-    imported_config, state = import_nanogpt(tmp_path / "ckpt.pt")
+    export_hugging_face(tmp_path, "any", meta_of(config, tokenizer), ours.state_dict())
 
-    assert imported_config == config
-    expected = our_model(config).state_dict()
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    their_tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.config.activation_function, theirs.config.eos_token_id) == ("gelu", 50256)
+    text = "To be, or not to be:\n\nthat's the 1st question… 𓂀 \t d'être"
+    prompt = tokenizer.encode(text)[:12]
+    assert their_tokenizer.encode(text) == tokenizer.encode(text)
+    assert their_tokenizer.decode(prompt) == tokenizer.decode(prompt)
+    with torch.no_grad():
+        inputs = torch.tensor([prompt])
+        expected = ours(inputs, inputs)[0]
+        torch.testing.assert_close(theirs(inputs).logits, expected, rtol=0, atol=1e-4)
+        answer = theirs.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=16,
+            do_sample=False,
+            pad_token_id=tokenizer.end_of_text_id,
+        )
+    engine = Engine(ours, tokenizer)
+    stopping = StoppingParams(max_new_tokens=16)
+    engine.add(Request("r", prompt, SamplingParams(temperature=0.0), stopping))
+    chosen: list[int] = []
+    while engine.has_work():
+        for event in engine.step().events:
+            chosen += event.token_ids if isinstance(event, Delta) else []
+    assert len(chosen) == 16
+    assert answer[0].tolist() == prompt + chosen
+
+    imported_config, state = import_hugging_face(tmp_path)
+    assert imported_config == ModelConfig(**{**asdict(config), "bias": True})
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(state[name], weight), name
+
+
+def test_the_vocabulary_of_a_char_model_goes_along(tmp_path: Path) -> None:
+    tokenizer = CharTokenizer([chr(i) for i in range(30, 93)] + ["é", "𓂀"])
+    export_hugging_face(tmp_path, "any", meta_of(CONFIG, tokenizer), our_model().state_dict())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "chars.json",
+        "config.json",
+        "model.safetensors",
+    }
+    characters = json.loads((tmp_path / "chars.json").read_text("utf-8"))["characters"]
+    assert characters == tokenizer.characters
+    _, state = import_hugging_face(tmp_path)
+    expected = our_model().state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
-    assert state["lm_head.weight"] is state["transformer.wte.weight"]
-    logits_of(imported_config, state)
-
-
-class RunsCode:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    path = tmp_path / "ckpt.pt"
-    torch.save({**nanogpt_checkpoint(), "config": RunsCode(victim)}, path)
-    with pytest.raises(ValueError, match=r"ckpt\.pt holds more than tensors and plain values"):
-        import_nanogpt(path)
-    path.write_bytes(pickle.dumps(RunsCode(victim)))
-    with pytest.raises(ValueError, match=r"ckpt\.pt"):
-        import_nanogpt(path)
-    assert not victim.exists()
-
-
-def test_nanogpt_checkpoints_that_lie_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ckpt.pt"
-    with pytest.raises(ValueError, match=r"ckpt\.pt is missing"):
-        import_nanogpt(path)
-
-    def refused(message: str, **change: Any) -> None:
-        torch.save({**nanogpt_checkpoint(), **change}, path)
-        with pytest.raises(ValueError, match=message):
-            import_nanogpt(path)
-
-    good = nanogpt_checkpoint()
-    arguments, model = good["model_args"], good["model"]
-    refused("has no 'model' and 'model_args'", model=None)
-    refused("are not those of a GPT", model_args={**arguments, "rotary": True})
-    refused("n_head: must divide", model_args={**arguments, "n_head": 3})
-    refused(r"wte\.weight has shape \[65, 32\].*\[65, 64\]", model_args={**arguments, "n_embd": 64})
-    refused("missing, the first is transformer.h.2", model_args={**arguments, "n_layer": 3})
-    refused("not a mapping from names to tensors", model={**model, "note": "hello"})
-    refused(
-        "not a contiguous tensor of floats",
-        model={**model, "transformer.wte.weight": torch.zeros(1, 1).expand(65, 32)},
-    )
-
-    torch.save([1, 2], path)
-    with pytest.raises(ValueError, match="holds a list"):
-        import_nanogpt(path)
-    torch.save(good, path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"ckpt\.pt is damaged"):
-        import_nanogpt(path)
+    assert GPT2LMHeadModel.from_pretrained(tmp_path).config.eos_token_id is None

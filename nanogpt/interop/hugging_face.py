@@ -1,8 +1,7 @@
-"""Weights of other systems: Hugging Face GPT-2 folders in and out, nanoGPT's `ckpt.pt` in.
+"""Hugging Face GPT-2 folders, in and out: config.json, model.safetensors, tokenizer files.
 
-Weights only: no code in a file is ever run. Shapes are compared with the configuration before any
-weight is read, so a file that lies costs a header, not memory. Knows nothing about tokenizers,
-names of models or where files are kept.
+Shapes are compared with the configuration before any weight is read, so a file that lies costs a
+header, not memory. Knows nothing about names of models or where folders are kept.
 
     config, state = import_hugging_face(Path("gpt2"))
     model = GPT(config)
@@ -17,30 +16,35 @@ two differ by less than 5e-4 anywhere; nanoGPT loads GPT-2 into the exact one to
 """
 
 import json
-import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.config import InvalidConfig, ModelConfig
-from nanogpt.model import GPT
-
-Shape = tuple[int, ...]
+from nanogpt.interop.gpt2_vocabulary import END_OF_TEXT, merges, vocabulary
+from nanogpt.interop.weights import (
+    CAUSAL_MASKS,
+    Shape,
+    compare_shapes,
+    own,
+    shapes_of,
+    tie,
+    with_biases,
+)
+from nanogpt.tokenizer import CharTokenizer, tokenizer_from_json
 
 HEADER_LIMIT_BYTES = 10_000_000  # GPT-2 XL has a header of 50 kB
 JSON_LIMIT_BYTES = 10_000_000
 FLOAT_TYPES = {"F32", "F16", "BF16"}  # names of the safetensors format
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that older versions saved as weights
-EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 ACCEPTED_SETTINGS: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu"),
@@ -64,7 +68,7 @@ def import_hugging_face(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     config = _shape_of_hugging_face(_read_json(folder / "config.json"))
     expected = {
         name: shape[::-1] if name.endswith(TRANSPOSED) else shape
-        for name, shape in _shapes(config).items()
+        for name, shape in shapes_of(config).items()
     }
     where: dict[str, tuple[Path, str]] = {}  # our name -> (file, its name there)
     found: dict[str, Shape] = {}
@@ -83,7 +87,7 @@ def import_hugging_face(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
                         f"allowed: {', '.join(sorted(FLOAT_TYPES))}"
                     )
                 found[name], where[name] = tuple(entry.get_shape()), (path, stored)
-    _compare_shapes(found, expected)
+    compare_shapes(found, expected)
 
     state: dict[str, Tensor] = {}
     for path in sorted({path for path, _ in where.values()}):
@@ -91,38 +95,27 @@ def import_hugging_face(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             for name, (file, stored) in where.items():
                 if file == path:
                     weight = weights.get_tensor(stored)
-                    state[name] = _own(weight.t() if name.endswith(TRANSPOSED) else weight)
-    return config, _tie(state)
+                    state[name] = own(weight.t() if name.endswith(TRANSPOSED) else weight)
+    return config, tie(state)
 
 
-def import_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The shape and the float32 weights of a checkpoint that nanoGPT's train.py wrote.
+def export_hugging_face(
+    folder: Path, name: str, meta: CheckpointMeta, state: dict[str, Tensor]
+) -> None:
+    """Writes config.json and model.safetensors, which GPT2LMHeadModel.from_pretrained loads.
 
-    Uses its `model_args` and `model`; optimizer, step and training configuration stay behind.
-    Raises ValueError if the file is missing, damaged, holds anything but tensors and plain
-    values, or has weights of another shape than its arguments say.
+    Beside them go the files of GPT-2's tokenizer, or chars.json: the characters in the order of
+    their ids, which transformers does not read. All rows of the embedding are kept, also those
+    beyond the tokenizer's tokens. The files say nothing of `name`: the folder is the name here.
     """
-    checkpoint = _unpickle_weights(path)
-    arguments, model = checkpoint.get("model_args"), checkpoint.get("model")
-    if not isinstance(arguments, dict) or not isinstance(model, dict):
-        raise ValueError(f"{path.name} has no 'model' and 'model_args'; not a nanoGPT checkpoint")
-    try:
-        config = ModelConfig(**arguments)
-    except TypeError as error:  # an argument that no ModelConfig has
-        raise ValueError(f"'model_args' of {path.name} are not those of a GPT: {error}") from None
-
-    state: dict[str, Tensor] = {}
-    for stored, weight in model.items():
-        if not isinstance(stored, str) or not isinstance(weight, Tensor):
-            raise ValueError(f"'model' of {path.name} is not a mapping from names to tensors")
-        if stored.endswith(CAUSAL_MASKS):
-            continue
-        # a view can claim more elements than the file has bytes
-        if not weight.is_floating_point() or not weight.is_contiguous():
-            raise ValueError(f"tensor {stored} is not a contiguous tensor of floats")
-        state[stored.removeprefix("_orig_mod.")] = weight  # torch.compile adds this prefix
-    _compare_shapes({name: tuple(w.shape) for name, w in state.items()}, _shapes(config))
-    return config, _tie({name: _own(weight) for name, weight in state.items()})
+    config, tokenizer = meta.model_config, tokenizer_from_json(meta.tokenizer)
+    weights = to_hugging_face(config, state)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_json(folder / "config.json", hugging_face_config(config, tokenizer.end_of_text_id))
+    if isinstance(tokenizer, CharTokenizer):
+        _write_json(folder / "chars.json", {"characters": tokenizer.characters})
+    else:
+        _write_gpt2_tokenizer(folder, config)
 
 
 def to_hugging_face(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -131,12 +124,10 @@ def to_hugging_face(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, 
     The output layer is left out, since it is tied. GPT-2 always has biases: a network without
     them gets zeros, which compute the same.
     """
-    biased = _shapes(replace(config, bias=True))
-    exported = {}
-    for name, shape in biased.items():
-        weight = state[name] if name in state else torch.zeros(shape)
-        exported[name] = (weight.t() if name.endswith(TRANSPOSED) else weight).contiguous()
-    return exported
+    return {
+        name: (weight.t() if name.endswith(TRANSPOSED) else weight).contiguous()
+        for name, weight in with_biases(config, state).items()
+    }
 
 
 def hugging_face_config(config: ModelConfig, end_of_text_id: int | None = None) -> dict[str, Any]:
@@ -159,6 +150,20 @@ def hugging_face_config(config: ModelConfig, end_of_text_id: int | None = None) 
         "eos_token_id": end_of_text_id,
         "dtype": "float32",
     }
+
+
+def _write_gpt2_tokenizer(folder: Path, config: ModelConfig) -> None:
+    """Writes what transformers' GPT2Tokenizer reads. It takes <|endoftext|> in a text for the end
+    of a text; our tokenizer takes it for text like any other."""
+    _write_json(folder / "vocab.json", {token: i for i, token in enumerate(vocabulary())})
+    lines = ["#version: 0.2", *map(" ".join, merges())]
+    (folder / "merges.txt").write_bytes("\n".join([*lines, ""]).encode())
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": config.block_size,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
+    }
+    _write_json(folder / "tokenizer_config.json", settings)
 
 
 def _shape_of_hugging_face(values: dict[str, Any]) -> ModelConfig:
@@ -231,23 +236,6 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from None
 
 
-def _unpickle_weights(path: Path) -> dict[str, Any]:
-    """The mapping in a torch.save file, mapped into memory. Raises ValueError if it has code."""
-    if not path.is_file():
-        raise ValueError(f"{path.name} is missing")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path.name} holds more than tensors and plain values; it may run code and is refused"
-        ) from None
-    except Exception:  # what torch.load raises for a damaged file is not documented
-        raise ValueError(f"{path.name} is damaged or was not written by torch.save") from None
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path.name} holds a {type(checkpoint).__name__}, not a mapping")
-    return checkpoint
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError if it is missing, too large or no object."""
     try:
@@ -266,38 +254,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Shape of each weight by our name, without the tied head and without allocating any."""
-    with torch.device("meta"):
-        state = GPT(config).state_dict()
-    return {name: tuple(weight.shape) for name, weight in state.items() if name != HEAD}
-
-
-def _compare_shapes(found: dict[str, Shape], expected: dict[str, Shape]) -> None:
-    """Raises ValueError unless every expected weight, and beside them only a head, is found."""
-    expected = {**expected, HEAD: expected[EMBEDDING]}
-    missing = sorted(expected.keys() - found.keys() - {HEAD})
-    if missing:
-        raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
-    unexpected = sorted(found.keys() - expected.keys())
-    if unexpected:
-        raise ValueError(f"{len(unexpected)} tensors are not a GPT-2's, such as {unexpected[0]}")
-    for name, shape in found.items():
-        if shape != expected[name]:
-            raise ValueError(
-                f"tensor {name} has shape {list(shape)}; "
-                f"the configuration asks for {list(expected[name])}"
-            )
-
-
-def _own(weight: Tensor) -> Tensor:
-    """A contiguous float32 copy: readers may hand out memory that is still mapped to the file."""
-    return weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-
-
-def _tie(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with one tensor as embedding and head. Raises ValueError if they differ."""
-    embedding = state[EMBEDDING]
-    if not torch.equal(state.get(HEAD, embedding), embedding):
-        raise ValueError(f"{HEAD} differs from {EMBEDDING}; only tied weights can be imported")
-    return {**state, HEAD: embedding}
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values), "ascii")

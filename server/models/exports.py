@@ -1,0 +1,84 @@
+"""Models in other systems' formats: written to a folder of their own, which lives as long as it is
+read.
+
+It does not know who reads the files, or how.
+"""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta, load_model_state
+from nanogpt.interop.gguf import NotRepresentable, export_gguf
+from nanogpt.interop.hugging_face import export_hugging_face
+from nanogpt.interop.nanogpt_checkpoint import export_nanogpt
+from server.errors import FailedPrecondition, NotFound, ResourceExhausted
+from server.models.catalog import ModelCatalog, damaged, parameter_count, tokenizer_of
+
+Exporter = Callable[[Path, str, CheckpointMeta, dict[str, Tensor]], None]
+
+EXPORTERS: dict[str, Exporter] = {
+    "hugging_face": export_hugging_face,
+    "nanogpt": export_nanogpt,
+    "gguf": export_gguf,
+}
+
+BESIDE_WEIGHTS_BYTES = 16 << 20
+"""Room for tokenizers, headers and biases that a format asks for: a few MB."""
+
+
+class ModelExports:
+    """The exports that are being read now, below `exports/` of a data folder."""
+
+    def __init__(self, catalog: ModelCatalog, data_dir: Path) -> None:
+        self._catalog = catalog
+        self._folder = data_dir / "exports"
+        shutil.rmtree(self._folder, ignore_errors=True)  # what a killed server left behind
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._writing = asyncio.Lock()  # weights of one model at a time are in memory
+
+    @asynccontextmanager
+    async def export(
+        self, reference: str, format: str, field: str
+    ) -> AsyncIterator[Sequence[Path]]:
+        """The files of a model in a format of EXPORTERS, by name; deleted after the block.
+
+        Raises InvalidArgument naming the request's `field`, NotFound, DataLoss,
+        FailedPrecondition if the format cannot hold the model, ResourceExhausted if the disk is
+        full.
+        """
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        try:
+            async with self._writing:
+                writing = asyncio.ensure_future(
+                    asyncio.to_thread(self._write, reference, format, field, folder)
+                )
+                try:
+                    await asyncio.shield(writing)
+                except asyncio.CancelledError:  # a thread cannot be cancelled
+                    await asyncio.wait([writing])
+                    writing.exception()  # nobody asks any more
+                    raise
+            yield sorted(folder.iterdir())
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder)
+
+    def _write(self, reference: str, format: str, field: str, folder: Path) -> None:
+        ref, meta = self._catalog.find(reference, field)
+        tokenizer_of(ref, meta)  # raises DataLoss if it is unknown
+        needed_bytes = 4 * parameter_count(meta.model_config) + BESIDE_WEIGHTS_BYTES
+        if shutil.disk_usage(folder).free < needed_bytes:
+            raise ResourceExhausted("the server's disk is full", limit="disk")
+        try:
+            EXPORTERS[format](folder, ref.name, meta, load_model_state(ref.folder))
+        except NotRepresentable as error:
+            raise FailedPrecondition("not_representable", ref.reference, str(error)) from None
+        except FileNotFoundError:  # deleted meanwhile, or pruned in favour of a newer checkpoint
+            raise NotFound("model", ref.reference) from None
+        except CheckpointDamaged as error:
+            raise damaged(ref, error) from None
