@@ -9,6 +9,7 @@ cut at any moment leaves the previous ones whole. Nothing here is a pickle: read
 It does not know what a trainer keeps in its state, nor when checkpoints are written.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -279,7 +280,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
     try:
         save_file(plain, path, metadata={"format": "pt"})
     except SafetensorError as error:  # which hides what the disk said, such as that it is full
-        raise OSError(f"{path.name} cannot be written: {error}") from error
+        raise OSError(errno.EIO, f"{path.name} cannot be written: {error}") from error
     return _record(path)
 
 

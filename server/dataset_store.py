@@ -35,6 +35,9 @@ from server.names import is_name
 
 logger = logging.getLogger(__name__)
 
+MAX_PREPARED_AT_A_TIME = 2
+"""Preparing takes minutes, and every request needs one of the few threads that it runs in."""
+
 STAGING_PREFIX = ".staging-"  # no name begins with a dot
 
 T = TypeVar("T")
@@ -69,6 +72,7 @@ class DatasetStore:
         self._max_upload_bytes = max_upload_bytes
         self._in_use = in_use
         self._being_made: set[str] = set()
+        self._preparing = asyncio.Semaphore(MAX_PREPARED_AT_A_TIME)
         self._folder.mkdir(parents=True, exist_ok=True)
         for left_behind in self._folder.glob(f"{STAGING_PREFIX}*"):
             shutil.rmtree(left_behind)
@@ -77,7 +81,7 @@ class DatasetStore:
         """Every dataset, newest first. Damaged ones are left out and logged."""
         found = []
         for folder in self._folder.iterdir():
-            if is_name(folder.name):
+            if is_name(folder.name) and folder.is_dir():
                 try:
                     found.append(self.get(folder.name))
                 except DataLoss as error:
@@ -109,7 +113,8 @@ class DatasetStore:
                 source = staging / "text"
                 size = await self._receive(text, source)
                 prepared = staging / new.name
-                await _in_thread(lambda alive: _make(new, source, size, prepared, alive))
+                async with self._preparing:
+                    await _in_thread(lambda alive: _make(new, source, size, prepared, alive))
                 prepared.rename(self._folder / new.name)
                 sync_folder(self._folder)
         finally:
@@ -197,7 +202,9 @@ def _fetch(shipped: ShippedDataset, path: Path) -> None:
     except (DownloadFailed, BadDataset) as error:
         logger.warning("%s", error)
         raise Unavailable(
-            f"the text of {shipped.name!r} could not be downloaded; send it with the request", 60
+            f"the text of {shipped.name!r} could not be downloaded; send a copy with the request "
+            "(`prepare NAME --file=PATH`)",
+            60,
         ) from None
 
 

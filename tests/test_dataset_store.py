@@ -202,7 +202,7 @@ async def test_a_failed_download_can_be_tried_again(store, monkeypatch, error):
 
     monkeypatch.setattr(shipped.ShippedDataset, "write_text", write_text)
     new = NewDataset("shakespeare", "gpt2", 0.1, "utf-8", SHIPPED["shakespeare"])
-    with pytest.raises(Unavailable, match="send it"):
+    with pytest.raises(Unavailable, match="send a copy"):
         await store.create(new, chunks())
 
 
@@ -244,3 +244,9 @@ async def test_a_damaged_dataset_is_named_and_left_out(store, tmp_path, caplog, 
     assert [dataset.name for dataset in store.list()] == ["whole"]
     await store.delete("tiny")
     assert files(tmp_path) == ["whole"]
+
+
+async def test_a_file_beside_the_datasets_is_none(store, tmp_path):
+    await store.create(CHAR, chunks(TEXT))
+    (tmp_path / "datasets" / "notes").write_text("by whoever keeps the folder")
+    assert [dataset.name for dataset in store.list()] == ["tiny"]

@@ -140,18 +140,40 @@ def test_a_reader_sees_every_event_once(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("run")
     write(folder / "source", RUN)
     content = (folder / "source").read_bytes()
-    start = data.draw(st.integers(0, len(RUN) + 2), label="start_sequence")
-    reader, seen = EventReader(folder / "metrics.jsonl", start), []
+    max_bytes = data.draw(st.sampled_from([-1, 1, 10, 300, 1000]), label="max_bytes")
+    reader, seen = EventReader(folder / "metrics.jsonl"), []
     assert reader.read() == []  # there is no file yet
     looks = data.draw(st.lists(st.floats(0, 1), max_size=6), label="looks")
     for size in [*(int(look * len(content)) for look in sorted(looks)), len(content)]:
         (folder / "metrics.jsonl").write_bytes(content[:size])
-        seen += reader.read()
+        while piece := reader.read(max_bytes):
+            seen += piece
         if data.draw(st.booleans(), label="restart"):
             EventWriter(folder / "metrics.jsonl").close()  # cuts the unfinished line
             (folder / "metrics.jsonl").write_bytes(content[:size])
-    assert [event.sequence for event in seen] == list(range(max(start, 1), len(RUN) + 1))
+    assert [event.sequence for event in seen] == list(range(1, len(RUN) + 1))
     assert reader.read() == []
+
+
+def test_a_reader_takes_a_piece_or_one_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, RUN)
+    reader = EventReader(path)
+    assert [event.body for event in reader.read(10)] == RUN[:1]  # the line is longer
+    sizes = [len(line) for line in path.read_bytes().splitlines(keepends=True)]
+    assert [event.body for event in reader.read(sum(sizes[1:4]))] == RUN[1:4]
+    assert [event.body for event in reader.read(sum(sizes[4:6]) - 1)] == RUN[4:5]
+    assert [event.body for event in reader.read()] == RUN[5:]
+
+
+@pytest.mark.parametrize("order", [[0, 2], [0, 0], [1, 0], [0, 1, 1]])
+def test_a_record_with_a_gap_or_a_repeat_is_damaged(tmp_path, order):
+    path = tmp_path / "metrics.jsonl"
+    write(path, RUN)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[i] for i in order))
+    with pytest.raises(ValueError, match="where"):
+        EventReader(path).read()
 
 
 def test_a_full_disk_delays_events_and_loses_none(tmp_path, monkeypatch):

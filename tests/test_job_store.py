@@ -100,6 +100,20 @@ async def test_attempts_are_numbered_and_ended_once(store: JobStore) -> None:
     assert found.start_time == found.attempts[0].start_time
 
 
+async def test_crashes_are_counted_from_a_time_on(store: JobStore) -> None:
+    crashed = [Standing(JobState.RECOVERING, JobReason.CRASHED, since=float(t)) for t in (5, 10)]
+    asked = Standing(JobState.RECOVERING, since=7.0)
+    for job_id in ("a", "b"):
+        await store.insert(job(job_id))
+        await store.move(job_id, JobState.QUEUED, Standing(JobState.STARTING))
+        for recovering in (crashed[0], asked, crashed[1]):
+            await store.move(job_id, JobState.STARTING, recovering)
+            await store.move(job_id, JobState.RECOVERING, Standing(JobState.STARTING, since=11.0))
+    counts = [await store.crashes_since("a", time) for time in (None, 0.0, 6.0, 10.0)]
+    assert counts == [2, 2, 1, 0]
+    assert await store.crashes_since("c", None) == 0
+
+
 async def test_a_request_id_belongs_to_one_job(store: JobStore) -> None:
     await store.insert(job("a", request_id="same"))
     with pytest.raises(sqlite3.IntegrityError):

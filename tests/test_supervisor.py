@@ -1,6 +1,7 @@
 """The policy of the queue, with trainers that are scripted."""
 
 import asyncio
+import errno
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -164,6 +165,68 @@ async def test_a_job_that_gets_on_is_in_no_loop(open_: Open) -> None:
     jobs.start()
     assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
     assert len((await job(jobs, job_id)).attempts) == 6
+
+
+async def test_crashes_count_across_restarts_of_the_server(open_: Open) -> None:
+    jobs = await open_(crash, first_backoff_seconds=60, max_crashes=1)
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.RECOVERING) is JobState.RECOVERING
+    await died(jobs)
+    later = await open_(crash, max_crashes=1)
+    later.start()
+    assert await reached(later, job_id, JobState.FAILED) is JobState.FAILED
+    assert (await job(later, job_id)).standing.reason is JobReason.CRASH_LOOP
+    assert len((await job(later, job_id)).attempts) == 2
+
+
+async def test_a_checkpoint_clears_the_crashes_before_it_across_restarts_too(open_: Open) -> None:
+    async def get_on(trainer: FakeTrainer) -> int:
+        record(trainer.run, started(), step(1), checkpoint(1))
+        return await for_ever(trainer)
+
+    jobs = await open_(crash, get_on, max_crashes=1)
+    job_id = await submit(jobs)
+    jobs.start()
+    while (await jobs.report(job_id)).progress.checkpoint_step is None:
+        await asyncio.sleep(0.01)
+    await died(jobs)
+    later = await open_(crash, succeed, max_crashes=1)
+    later.start()
+    assert await reached(later, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+
+
+async def test_stopping_the_server_is_no_crash_however_the_trainer_ends(open_: Open) -> None:
+    jobs = await open_(for_ever)
+    job_id = await submit(jobs)
+    for _ in range(3):
+        jobs.start()
+        await reached(jobs, job_id, JobState.RUNNING)
+        await jobs.drain(0)
+        await jobs.close()
+        jobs.close = jobs.drain = lambda *_: asyncio.sleep(0)  # type: ignore[method-assign, assignment]
+        jobs = await open_(for_ever)
+    later = await open_(crash, succeed, max_crashes=1)
+    later.start()
+    assert await reached(later, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    exit_codes = [attempt.exit_code for attempt in (await job(later, job_id)).attempts]
+    assert exit_codes == [-9, -9, -9, -11, 0]
+
+
+@pytest.mark.parametrize("name", ["trainer.lock", "log.txt"])
+async def test_a_run_directory_that_cannot_be_used_fails_its_job_only(
+    open_: Open, name: str
+) -> None:
+    async def work(trainer: FakeTrainer) -> int:
+        return 1 if (trainer.run.path / name).is_dir() else 0  # as the real one
+
+    jobs = await open_(work, max_crashes=1)
+    broken, sound = await submit(jobs), await submit(jobs)
+    (jobs._ledger.directory(broken).path / name).mkdir()
+    jobs.start()
+    assert await reached(jobs, sound, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    standing = (await job(jobs, broken)).standing
+    assert (standing.state, standing.reason) == (JobState.FAILED, JobReason.CRASH_LOOP)
 
 
 async def test_a_trainer_that_cannot_be_started_is_a_crash(open_: Open, tmp_path: Path) -> None:
@@ -383,6 +446,68 @@ async def test_a_name_taken_meanwhile_fails_the_job_and_keeps_its_weights(open_:
     assert f"job:{job_id}" in (await job(jobs, job_id)).standing.error
 
 
+async def test_a_model_that_cannot_be_written_is_tried_again(open_: Open) -> None:
+    failures = 2
+
+    def publish(run: RunDirectory, job_id: str, model_folder: Path) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(errno.ENOSPC, "No space left on device", str(model_folder))
+
+    jobs = await open_(succeed, publish=publish, max_crashes=2)
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert await history(jobs, job_id) == "QUEUED STARTING RUNNING SUCCEEDED"
+    assert len(launcher(jobs).trainers) == 1
+
+
+def cannot_be_written(run: RunDirectory, job_id: str, model_folder: Path) -> None:
+    raise OSError(errno.EROFS, "Read-only file system", str(model_folder))
+
+
+async def test_a_model_that_can_never_be_written_fails_its_job_only(
+    open_: Open, tmp_path: Path
+) -> None:
+    jobs = await open_(succeed, publish=cannot_be_written, max_crashes=2)
+    first, second = await submit(jobs), await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, second, JobState.FAILED) is JobState.FAILED
+    standing = (await job(jobs, first)).standing
+    assert standing.state is JobState.FAILED
+    assert "Read-only file system" in standing.error
+    assert f"job:{first}" in standing.error
+    assert str(tmp_path) not in standing.error
+
+
+async def test_a_publication_that_is_tried_again_can_be_cancelled(open_: Open) -> None:
+    jobs = await open_(succeed, publish=cannot_be_written, first_backoff_seconds=60)
+    job_id = await submit(jobs)
+    jobs.start()
+    await reached(jobs, job_id, JobState.RUNNING)
+    while not (await job(jobs, job_id)).attempts[0].end_time:
+        await asyncio.sleep(0.01)
+    await jobs.cancel(job_id)
+    assert await reached(jobs, job_id, JobState.CANCELLED) is JobState.CANCELLED
+
+
+async def test_a_publication_that_is_tried_again_survives_the_server(open_: Open) -> None:
+    jobs = await open_(succeed, publish=cannot_be_written, first_backoff_seconds=60)
+    job_id = await submit(jobs)
+    jobs.start()
+    await reached(jobs, job_id, JobState.RUNNING)
+    while not (await job(jobs, job_id)).attempts[0].end_time:
+        await asyncio.sleep(0.01)
+    await jobs.drain(30)
+    assert (await job(jobs, job_id)).state is JobState.QUEUED
+    await jobs.close()
+    jobs.close = jobs.drain = lambda *_: asyncio.sleep(0)  # type: ignore[method-assign, assignment]
+    later = await open_(crash)  # no trainer is needed any more
+    later.start()
+    assert await reached(later, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+
+
 async def test_a_full_disk_pauses_the_queue_and_no_more(
     open_: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +537,12 @@ async def test_a_damaged_record_fails_its_job_only(open_: Open) -> None:
     damaged, sound = await submit(jobs), await submit(jobs)
     jobs.start()
     assert await reached(jobs, sound, JobState.SUCCEEDED) is JobState.SUCCEEDED
-    assert (await jobs._store.get(damaged)).state is JobState.FAILED  # type: ignore[union-attr]
+    standing = (await job(jobs, damaged)).standing
+    assert standing.state is JobState.FAILED
+    assert "damaged" in standing.error
+    listed, _ = await jobs.page(10, None)
+    assert [report.job.id for report in listed] == [sound, damaged]
+    assert (await jobs.cancel(damaged)).job.standing == standing
 
 
 async def test_metrics_count_each_step_once_across_restarts(open_: Open) -> None:

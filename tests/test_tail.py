@@ -10,7 +10,7 @@ from nanogpt.training.run_directory import RunDirectory
 from server.errors import DataLoss, Unavailable
 from server.jobs import tail as tail_module
 from server.jobs.job import JobState, Standing
-from server.jobs.tail import RecordReader, Subscription, Tail
+from server.jobs.tail import Subscription, Tail
 
 RUNNING, SUCCEEDED = Standing(JobState.RUNNING), Standing(JobState.SUCCEEDED)
 
@@ -190,14 +190,3 @@ async def test_a_record_that_vanishes_ends_its_readers(
     assert await subscription.next(30) == RUNNING
     with pytest.raises(DataLoss):
         await subscription.next(30)
-
-
-def test_a_line_longer_than_a_piece_is_read_whole(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tail_module, "PIECE_BYTES", 10)
-    record(run, started(), step(1))
-    reader = RecordReader(run.metrics_path)
-    assert [event.body for event in reader.read()] == [started()]
-    assert [event.body for event in reader.read()] == [step(1)]
-    assert reader.read() == []

@@ -1,7 +1,9 @@
 """The training loop against a plain PyTorch loop, and against itself interrupted anywhere."""
 
+import errno
 import itertools
 import math
+import os
 import sys
 import types
 
@@ -355,8 +357,11 @@ def test_damaged_checkpoints_are_passed_over(undisturbed, tmp_path, damaged):
     assert_same_state(directory, undisturbed)
 
 
-def test_a_crash_between_checkpoint_and_event_loses_no_event(tmp_path):
-    directory = make_run(tmp_path, checkpoint_interval=3, eval_interval=100)
+@pytest.mark.parametrize(
+    "config", [{"checkpoint_interval": 3, "eval_interval": 100}, {"eval_only": True}]
+)
+def test_a_crash_between_checkpoint_and_event_loses_no_event(tmp_path, config):
+    directory = make_run(tmp_path, **config)
     run(directory)
     before = record_of(directory)
     # the record ends before the event of the last checkpoint, whose folder is there
@@ -417,6 +422,28 @@ def test_a_run_whose_last_checkpoint_fails_is_not_done(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         run(make_run(tmp_path))
+
+
+def test_a_run_whose_last_event_is_not_on_disk_is_not_done(tmp_path, monkeypatch):
+    directory, undisturbed = make_run(tmp_path), make_run(tmp_path, "undisturbed")
+    run(undisturbed)
+    real_write, full = os.write, False
+
+    def write(file, data):
+        nonlocal full
+        full = full or b'"kind": "checkpoint", "step": 12' in data
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_write(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(OSError, match="No space left"):
+            run(directory)
+        with pytest.raises(OSError, match="No space left"):  # still
+            run(directory)
+    assert run(directory) == ExitCode.DONE
+    assert record_of(directory) == record_of(undisturbed)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,20 @@ def test_a_second_trainer_is_refused(tmp_path):
     assert last_line(directory) == "error: another trainer is at work in run"
 
 
+FULL = Path("/dev/full")  # a file on a disk that is full
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="Linux has it")
+def test_a_log_that_cannot_be_written_changes_nothing(tmp_path):
+    directory, undisturbed = make_run(tmp_path), make_run(tmp_path, "undisturbed")
+    directory.log_path.symlink_to(FULL)
+    assert run_to_end(directory) == ExitCode.DONE
+    assert run_to_end(undisturbed) == ExitCode.DONE
+    assert record_of(directory) == record_of(undisturbed)
+    (tmp_path / "datasets" / "tiny" / "train.bin").unlink()
+    assert run_to_end(directory) == ExitCode.BAD_DATASET
+
+
 def test_a_dataset_that_is_too_short_ends_the_process_with_the_numbers(tmp_path):
     make_dataset(tmp_path / "datasets" / "tiny", "abcdefghij" * 10)
     directory = make_run(tmp_path)
@@ -187,6 +202,16 @@ def test_running_out_of_memory(main, tmp_path, monkeypatch, error):
     code, lines = main(make_run(tmp_path))
     assert code == ExitCode.OUT_OF_MEMORY
     assert lines[-1].startswith("error: memory ran out with batch_size 4 and block_size 16")
+    assert any("Traceback" in line for line in lines)  # for whoever operates it
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "trainer.lock"])
+def test_a_run_directory_that_cannot_be_written_is_a_crash_with_words(main, tmp_path, name):
+    directory = make_run(tmp_path)
+    (directory.path / name).mkdir()
+    code, lines = main(directory)
+    assert code == 1
+    assert lines[-1] == "error: a file cannot be read or written: Is a directory"
     assert any("Traceback" in line for line in lines)  # for whoever operates it
 
 

@@ -15,8 +15,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from nanogpt.config import InvalidConfig
 from nanogpt.training.run_directory import ExitCode, RunDirectory, RunDirectoryBusy
@@ -40,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
             return _train(directory, stop.is_set)
     except RunDirectoryBusy as error:
         return _fail(1, str(error))
+    except OSError as error:  # such as a full disk: started again, the run goes on
+        _write(sys.stderr, traceback.format_exc())
+        return _fail(1, f"a file cannot be read or written: {error.strerror or 'unknown reason'}")
 
 
 def _train(directory: RunDirectory, should_stop: Callable[[], bool]) -> int:
@@ -66,7 +71,7 @@ def _train(directory: RunDirectory, should_stop: Callable[[], bool]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        traceback.print_exc()
+        _write(sys.stderr, traceback.format_exc())
         config = spec.config
         return _fail(
             ExitCode.OUT_OF_MEMORY,
@@ -96,13 +101,18 @@ def _stop_at_end_of_stdin(stop: threading.Event) -> None:
 
 
 def _log(line: str) -> None:
-    print(line, flush=True)
+    _write(sys.stdout, line + "\n")
 
 
 def _fail(code: int, sentence: str) -> int:
-    sys.stdout.flush()
-    print("error: " + " ".join(sentence.split()), file=sys.stderr, flush=True)
+    _write(sys.stderr, "error: " + " ".join(sentence.split()) + "\n")
     return code
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Writes at once, past the stream's buffer: one that a full disk keeps full fails at exit."""
+    with suppress(OSError):  # costs lines of the log, neither the run nor its exit code
+        os.write(stream.fileno(), text.encode(errors="backslashreplace"))
 
 
 if __name__ == "__main__":

@@ -199,25 +199,32 @@ class EventWriter:
 
 
 class EventReader:
-    """Follows a record that may still grow, from `start_sequence` on, each event once."""
+    """Follows a record that may still grow, each event once. For one thread at a time."""
 
-    def __init__(self, path: Path, start_sequence: int = 1) -> None:
-        self._path = path
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._offset = 0
-        self._next_sequence = start_sequence
+        self._last_sequence = 0
 
-    def read(self) -> list[Event]:
-        """Events that became complete since the last call; none if there is no record yet."""
+    def read(self, max_bytes: int = -1) -> list[Event]:
+        """The next complete events; none if nothing is new or there is no record yet.
+
+        At most `max_bytes` of them, or one that is longer; -1 is no limit. Raises ValueError for a
+        line that is no event or not the next one.
+        """
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read(max_bytes)
+                if b"\n" not in data:
+                    data += file.readline()
         except FileNotFoundError:
             return []
         complete = data[: data.rfind(b"\n") + 1]  # what follows is not a line yet
-        self._offset += len(complete)
         events = [from_json_line(line.decode()) for line in complete.splitlines()]
-        fresh = [event for event in events if event.sequence >= self._next_sequence]
-        if fresh:
-            self._next_sequence = fresh[-1].sequence + 1
-        return fresh
+        for expected, event in enumerate(events, self._last_sequence + 1):
+            if event.sequence != expected:
+                raise ValueError(f"event {event.sequence} is where {expected} should be")
+        self._offset += len(complete)
+        self._last_sequence += len(events)
+        return events

@@ -123,6 +123,7 @@ class Trainer:
                     return ExitCode.INTERRUPTED
                 if config.eval_only or progress.step >= config.max_iters:
                     self._save()
+                    self._report.sync()  # nobody will offer the last event again
                     return ExitCode.DONE
                 if self._should_stop():
                     self._save_if_possible()
@@ -198,14 +199,13 @@ class Trainer:
         folder = checkpoint.step_folder(self._checkpoints, self._progress.step)
         self._report.sync()  # a run that resumes from here does not repeat what came before
         meta, saved = self._describe_checkpoint(), self._saved
-        if saved is not None and saved.step == meta.step:
-            meta = replace(meta, files=saved.files, create_time=saved.create_time)
-            if meta == saved:
-                return
-            checkpoint.write_meta(folder, meta)
-        else:
+        if saved is None or saved.step != meta.step:
             tensors = take_tensors(self._model, self._optimizer)
             meta = checkpoint.save_checkpoint(folder, meta, self._model.state_dict(), tensors)
+        else:
+            meta = replace(meta, files=saved.files, create_time=saved.create_time)
+            if meta != saved:
+                checkpoint.write_meta(folder, meta)
         self._saved = meta
         self._log(f"step {meta.step}: checkpoint {folder.name}, {meta.size_bytes:,} bytes")
         if announce:

@@ -6,6 +6,8 @@ makes it a job. What a job has to look like is submission.py's.
 
 import asyncio
 import errno
+import logging
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -14,12 +16,14 @@ from pathlib import Path
 
 from nanogpt import durable
 from nanogpt.checkpoint import CheckpointDamaged, publish_model
-from nanogpt.training.run_directory import RunSpec
+from nanogpt.training.run_directory import RunDirectory, RunSpec
 from server.dataset_store import DatasetStore
 from server.errors import AlreadyExists, DataLoss, NotFound, ResourceExhausted
-from server.jobs.job import Job, JobState, Standing, new_job_id
+from server.jobs.job import Job, JobState, Standing, is_job_id, new_job_id
 from server.jobs.ledger import Ledger
 from server.jobs.submission import Models, Plan, Submission, free_name, plan
+
+logger = logging.getLogger(__name__)
 
 QUEUE_FULL_RETRY_SECONDS = 60.0
 """A place in the queue becomes free when a job ends, which takes minutes."""
@@ -62,6 +66,16 @@ class Admission:
             with _full_disk_is_exhausted():
                 return await self._accept(submission, planned, canonical)
 
+    async def sweep(self) -> None:
+        """Deletes runs that a server died over before they became jobs.
+
+        Only those that were never started: what a trainer left stays, even if its job is unknown.
+        """
+        for folder in await asyncio.to_thread(_never_started, self._ledger.runs):
+            if await self._ledger.store.get(folder.name) is None:
+                logger.info("run %s never became a job: deleted", folder.name)
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
     async def _accept(self, submission: Submission, planned: Plan, canonical: str) -> Job:
         """Queues a job, everything on disk."""
         # jobs before models: one that ends meanwhile has its model published by then
@@ -92,7 +106,11 @@ class Admission:
             request=canonical,
             standing=Standing(JobState.QUEUED, since=now),
         )
-        await asyncio.to_thread(self._write_run, job, planned.init_checkpoint)
+        try:
+            await asyncio.to_thread(self._write_run, job, planned.init_checkpoint)
+        except Exception:
+            shutil.rmtree(self._ledger.directory(job.id).path, ignore_errors=True)
+            raise
         await self._ledger.add(job)
         return job
 
@@ -116,6 +134,21 @@ class Admission:
             )
         )
         durable.sync_folder(run.path.parent)
+
+
+def _never_started(runs: Path) -> list[Path]:
+    """Folders that `Admission` made, with nothing in them that a trainer made."""
+    return [
+        folder
+        for folder in runs.iterdir()
+        if is_job_id(folder.name)
+        and folder.is_dir()
+        and all(
+            path.name in (RunDirectory(folder).spec_path.name, INIT_FOLDER)
+            or path.name.startswith(".")  # what an interrupted write left
+            for path in folder.iterdir()
+        )
+    ]
 
 
 @contextmanager

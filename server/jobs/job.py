@@ -4,6 +4,7 @@ Names of states and reasons are those of `Job.State` and `Job.Reason` in
 protos/nanogpt/v1/training.proto, without their prefix.
 """
 
+import re
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
@@ -108,3 +109,8 @@ def new_job_id(now: float, newest: str | None) -> str:
     if newest is not None:
         milliseconds = max(milliseconds, int(newest[:12], 16) + 1)
     return f"{milliseconds:012x}{secrets.token_hex(4)}"
+
+
+def is_job_id(text: str) -> bool:
+    """Whether the text has the form of what `new_job_id` gives."""
+    return re.fullmatch("[0-9a-f]{20}", text) is not None

@@ -44,13 +44,7 @@ class LocalLauncher:
         command: Sequence[str] = (sys.executable, "-m", "nanogpt.training"),
     ) -> None:
         self._command = list(command)
-        self._environment = {
-            # a trainer shares its cores with requests: threads that spin while they wait for one
-            # that lost its core made steps up to 20 times longer, sleeping ones twice
-            "OMP_WAIT_POLICY": "passive",
-            **os.environ,
-            "GRPC_ENABLE_FORK_SUPPORT": "0",
-        }
+        self._environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
         if threads is not None:
             self._environment["OMP_NUM_THREADS"] = str(threads)
 

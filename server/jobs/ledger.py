@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanogpt.training.run_directory import RunDirectory
-from server.errors import NotFound
+from server.errors import DataLoss, NotFound
 from server.jobs.job import Job, JobState, Standing
 from server.jobs.progress import Progress
 from server.jobs.store import JobStore
@@ -32,7 +32,7 @@ class Ledger:
 
     def __init__(self, store: JobStore, runs: Path, metrics: Metrics) -> None:
         self.store = store
-        self._runs = runs
+        self.runs = runs
         self._metrics = metrics
         self._lock = asyncio.Lock()
         self._tails: dict[str, Tail] = {}
@@ -42,7 +42,7 @@ class Ledger:
 
     def directory(self, job_id: str) -> RunDirectory:
         """The job's run directory."""
-        return RunDirectory(self._runs / job_id)
+        return RunDirectory(self.runs / job_id)
 
     async def job(self, job_id: str) -> Job:
         """The job. Raises NotFound."""
@@ -91,14 +91,18 @@ class Ledger:
                 del self._watchers[job_id], self._tails[job_id]
 
     async def progress(self, job: Job) -> Progress:
-        """How far the job is."""
+        """How far the job is; nothing is known if its record is damaged."""
         if job.id in self._ended:
             self._ended.move_to_end(job.id)
             return self._ended[job.id]
         if not job.attempts:
             return Progress()
-        async with self.tail(job.id) as tail:
-            progress = tail.progress
+        try:
+            async with self.tail(job.id) as tail:
+                progress = tail.progress
+        except DataLoss as damage:  # the job can be told of all the same
+            logger.warning("%s", damage.message)
+            progress = Progress()
         if job.state.is_final:
             self._ended[job.id] = progress
             if len(self._ended) > REMEMBERED_RUNS:

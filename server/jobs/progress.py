@@ -20,6 +20,8 @@ class Progress:
     """Lowest validation loss so far, in nats."""
     checkpoint_step: int | None = None
     """Step of the newest checkpoint."""
+    checkpoint_time: float | None = None
+    """When it was recorded, in unix seconds."""
 
     def after(self, event: Event) -> "Progress":
         """The run one event later."""
@@ -31,7 +33,7 @@ class Progress:
         if isinstance(body, StepMetrics):
             return replace(now, latest_step=body)
         if isinstance(body, CheckpointWritten):
-            return replace(now, checkpoint_step=body.step)
+            return replace(now, checkpoint_step=body.step, checkpoint_time=event.time)
         if isinstance(body, Evaluation):
             best = self.best_val_loss
             if best is None or body.val_loss < best:

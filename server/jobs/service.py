@@ -76,7 +76,7 @@ class JobService:
         publish: Publish = publish_best,
         first_backoff_seconds: float = 1.0,
     ) -> Self:
-        """Opens the job database of a data folder.
+        """Opens the job database of a data folder and sweeps what never became a job.
 
         Raises DataLoss if it is damaged, FailedPrecondition if a newer server made it.
         """
@@ -86,6 +86,7 @@ class JobService:
         ledger = Ledger(store, runs, metrics)
         await ledger.count()
         admission = Admission(ledger, datasets, models, max_queued_jobs)
+        await admission.sweep()
         supervisor = Supervisor(
             ledger,
             launcher,

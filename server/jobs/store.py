@@ -198,6 +198,18 @@ class JobStore:
 
         return await self._call(work)
 
+    async def crashes_since(self, job_id: str, time: float | None) -> int:
+        """How often the job's trainer crashed and was to be tried again, after that time if any."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            row = connection.execute(
+                "SELECT COUNT(*) FROM transitions WHERE job_id = ? AND reason = ? AND time > ?",
+                (job_id, JobReason.CRASHED, 0.0 if time is None else time),
+            ).fetchone()
+            return int(row[0])
+
+        return await self._call(work)
+
     async def _select(self, clause: str, values: tuple[str | int, ...]) -> list[Job]:
         def work(connection: sqlite3.Connection) -> list[Job]:
             rows = connection.execute(f"SELECT * FROM jobs {clause}", values).fetchall()

@@ -157,7 +157,8 @@ class Supervisor:
         """Runs one job until it ends, is cancelled, or the server stops."""
         run = self._ledger.directory(job.id)
         trained = bool(job.attempts) and job.attempts[-1].exit_code == ExitCode.DONE
-        state, crashes = JobState.QUEUED, 0
+        state = JobState.QUEUED
+        crashes = await self._ledger.store.crashes_since(job.id, tail.progress.checkpoint_time)
         while await self._ledger.move(job.id, state, Standing(JobState.STARTING)):
             checkpoint_step, log_bytes = tail.progress.checkpoint_step, log_size(run.log_path)
             exit_code = ExitCode.DONE if trained else await self._train(job.id, run, tail)
@@ -227,18 +228,29 @@ class Supervisor:
             raise
 
     async def _finish(self, job: Job, run: RunDirectory) -> Standing:
-        """Where a job stands that has done all its steps: its model is published."""
-        if (await self._ledger.job(job.id)).state is JobState.CANCELLING:
-            return Standing(JobState.CANCELLED, JobReason.REQUESTED)
-        try:
-            await asyncio.to_thread(self._publish, run, job.id, self._models / job.model)
-        except NameTaken:
-            return Standing(
-                JobState.FAILED,
-                error=f"all steps are done, but the name {job.model!r} was taken meanwhile; "
-                f"use the model as job:{job.id}",
-            )
-        return Standing(JobState.SUCCEEDED)
+        """Where a job stands that has done all its steps: its model is published.
+
+        A model that cannot be written is tried again as often as a trainer that crashes.
+        """
+        problem = ""
+        for failures in range(self._max_crashes + 1):
+            if failures:
+                await self._pause(backoff_seconds(failures, self._first_backoff_seconds))
+                if self._draining:
+                    return Standing(JobState.QUEUED, JobReason.SERVER_RESTART)
+            if (await self._ledger.job(job.id)).state is JobState.CANCELLING:
+                return Standing(JobState.CANCELLED, JobReason.REQUESTED)
+            try:
+                await asyncio.to_thread(self._publish, run, job.id, self._models / job.model)
+                return Standing(JobState.SUCCEEDED)
+            except NameTaken:
+                problem = f"the name {job.model!r} was taken meanwhile"
+                break
+            except OSError as error:  # such as a full disk
+                logger.exception("the model of job %s could not be written", job.id)
+                problem = f"its model cannot be written ({error.strerror or 'unknown reason'})"
+        said = f"all steps are done, but {problem}; use the model as job:{job.id}"
+        return Standing(JobState.FAILED, error=said)
 
     async def _settle(self, job_id: str, to: Standing) -> JobState:
         """The state a job ends up in: that of `to`, or CANCELLED if a caller asked for that."""
@@ -274,5 +286,5 @@ def _is_held(run: RunDirectory) -> bool:
             return False
     except RunDirectoryBusy:
         return True
-    except FileNotFoundError:  # somebody removed the folder; starting the trainer will say so
+    except OSError:  # the folder is gone or cannot be used; starting the trainer will say so
         return False

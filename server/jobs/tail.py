@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from nanogpt.training.events import Event, from_json_line
+from nanogpt.training.events import Event, EventReader
 from server.errors import DataLoss, Unavailable
 from server.jobs.job import Standing
 from server.jobs.progress import Progress
@@ -26,36 +26,6 @@ RECENT_EVENTS = 512
 
 PIECE_BYTES = 1 << 18
 """How much of a record is read at a time: bounds the memory of those who are behind."""
-
-
-class RecordReader:
-    """Follows a record that may still grow, in pieces. For one thread at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-
-    def read(self) -> list[Event]:
-        """The next complete events, about PIECE_BYTES of them; none if nothing is new.
-
-        Raises DataLoss for a line that is no event.
-        """
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                piece = file.read(PIECE_BYTES)
-                if b"\n" not in piece:
-                    piece += file.readline()
-        except FileNotFoundError:
-            return []
-        complete = piece[: piece.rfind(b"\n") + 1]  # what follows is not a line yet
-        try:
-            events = [from_json_line(line.decode()) for line in complete.splitlines()]
-        except ValueError:
-            job = self._path.parent.name
-            raise DataLoss("job record", job, f"the record of job {job} is damaged") from None
-        self._offset += len(complete)
-        return events
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +43,7 @@ class Tail:
         self.path = path
         self.progress = Progress()
         self.standing = standing
-        self._reader = RecordReader(path)
+        self._reader = EventReader(path)
         self._recent: deque[Event] = deque(maxlen=RECENT_EVENTS)
         self._changes: list[_Change] = []
         self._closed = False
@@ -84,7 +54,7 @@ class Tail:
 
         One caller at a time. Raises DataLoss if the record is damaged.
         """
-        while piece := await asyncio.to_thread(self._reader.read):
+        while piece := await _read_piece(self._reader):
             for event in piece:
                 self.progress = self.progress.after(event)
                 if observe is not None:
@@ -120,7 +90,7 @@ class Subscription:
         self._next_sequence = start_sequence
         self._next_change = len(tail._changes)
         self._first: Standing | None = tail.standing
-        self._replay = RecordReader(tail.path)
+        self._replay = EventReader(tail.path)
         self._piece: list[Event] = []  # read by `_replay`, but not due yet
 
     async def next(self, silence_seconds: float) -> list[Event] | Standing | None:
@@ -162,11 +132,21 @@ class Subscription:
             first = recent[0].sequence
             found = list(islice(recent, self._next_sequence - first, last - first + 1))
         else:
-            piece = self._piece or await asyncio.to_thread(self._replay.read)
+            piece = self._piece or await _read_piece(self._replay)
             if not piece:
-                raise DataLoss("job record", self._tail.path.parent.name, "the record is cut short")
+                job = self._tail.path.parent.name
+                raise DataLoss("job record", job, f"the record of job {job} is cut short")
             found = [event for event in piece if self._next_sequence <= event.sequence <= last]
             self._piece = [event for event in piece if event.sequence > last]
         if found:
             self._next_sequence = found[-1].sequence + 1
         return found
+
+
+async def _read_piece(reader: EventReader) -> list[Event]:
+    """The next events, about PIECE_BYTES of them. Raises DataLoss if the record is damaged."""
+    try:
+        return await asyncio.to_thread(reader.read, PIECE_BYTES)
+    except ValueError:
+        job = reader.path.parent.name
+        raise DataLoss("job record", job, f"the record of job {job} is damaged") from None

@@ -9,8 +9,11 @@ _TAIL_BYTES = 1 << 16
 
 
 def log_size(log: Path) -> int:
-    """Bytes in the log; 0 if there is none yet."""
-    return log.stat().st_size if log.exists() else 0
+    """Bytes in the log; 0 if there is none yet, or none that can be read."""
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0
 
 
 def error_line(log: Path, since: int) -> str | None:
@@ -19,7 +22,7 @@ def error_line(log: Path, since: int) -> str | None:
         with log.open("rb") as file:
             file.seek(max(since, log_size(log) - _TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()
-    except FileNotFoundError:
+    except OSError:  # there is none, or none that can be read
         return None
     said = [line for line in lines if line.startswith(PREFIX)]
     return said[-1].removeprefix(PREFIX).strip() if said else None

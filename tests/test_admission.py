@@ -1,0 +1,98 @@
+"""Run directories whose server died before they became jobs, or whose disk was full."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from fake_trainer import FakeLauncher, open_jobs, record, started, succeed
+
+from nanogpt import durable
+from nanogpt.training.run_directory import RunDirectory
+from server.errors import ResourceExhausted
+from server.jobs.service import JobService
+from server.jobs.submission import Submission
+
+SUBMISSION = Submission(dataset="tiny")
+
+
+def runs(data_dir: Path) -> set[str]:
+    return {folder.name for folder in (data_dir / "runs").iterdir()}
+
+
+async def opened(data_dir: Path) -> JobService:
+    return await open_jobs(data_dir, FakeLauncher(succeed))
+
+
+async def orphan(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """What a server leaves that dies between the run directory and the row."""
+    jobs = await opened(data_dir)
+    before = runs(data_dir)
+
+    async def die(job: object) -> None:
+        raise OSError("the power went")
+
+    monkeypatch.setattr(jobs._store, "insert", die)
+    with pytest.raises(OSError, match="the power went"):
+        await jobs.submit(SUBMISSION)
+    await jobs.close()
+    (left,) = runs(data_dir) - before
+    return RunDirectory(data_dir / "runs" / left)
+
+
+async def test_a_run_that_never_became_a_job_is_swept_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await orphan(tmp_path, monkeypatch)
+    (run.path / "init").mkdir()
+    (run.path / "init" / "model.safetensors").write_bytes(b"weights")
+    unfinished = tmp_path / "runs" / f"{int(run.path.name, 16) + 1:020x}"
+    (unfinished / ".writing-init").mkdir(parents=True)
+    (unfinished / ".spec.json.tmp").write_text("{")
+    jobs = await opened(tmp_path)
+    assert runs(tmp_path) == set()
+    job_id = (await jobs.submit(SUBMISSION)).job.id
+    await jobs.close()
+    await (await opened(tmp_path)).close()
+    assert runs(tmp_path) == {job_id}  # a job that waits keeps its run
+
+
+@pytest.mark.parametrize("trace", ["log.txt", "metrics.jsonl", "checkpoints"])
+async def test_a_run_that_was_ever_started_is_kept_also_without_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trace: str
+) -> None:
+    """The database may have come out of a backup that is older than the run."""
+    run = await orphan(tmp_path, monkeypatch)
+    if trace == "metrics.jsonl":
+        record(run, started())
+    elif trace == "log.txt":
+        run.log_path.touch()
+    else:
+        run.checkpoints_path.mkdir()
+    await (await opened(tmp_path)).close()
+    assert runs(tmp_path) == {run.path.name}
+
+
+async def test_a_folder_that_no_server_made_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer runs by hand, too."""
+    run = await orphan(tmp_path, monkeypatch)
+    run.path.rename(tmp_path / "runs" / "by-hand")
+    (tmp_path / "runs" / ("0" * 20)).write_text("a file")
+    await (await opened(tmp_path)).close()
+    assert runs(tmp_path) == {"by-hand", "0" * 20}
+
+
+async def test_a_full_disk_leaves_nothing_of_a_submission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = await opened(tmp_path)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable, "write_file", full)
+    with pytest.raises(ResourceExhausted, match="disk is full"):
+        await jobs.submit(SUBMISSION)
+    assert runs(tmp_path) == set()
+    await jobs.close()
