@@ -193,25 +193,27 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         found = range_violations(self)
-        if not found:
-            if self.n_embd % self.n_head:
-                found.append(head_violation(self.n_embd, self.n_head))
-            if self.decay_lr and self.lr_decay_iters <= self.warmup_iters:
-                found.append(
-                    Violation(
-                        "lr_decay_iters",
-                        f"must be above warmup_iters ({self.warmup_iters}), "
-                        f"got {self.lr_decay_iters}",
-                    )
-                )
-            if self.decay_lr and self.min_lr > self.learning_rate:
-                found.append(
-                    Violation(
-                        "min_lr",
-                        f"must be in [0, learning_rate] = [0, {self.learning_rate:g}], "
-                        f"got {self.min_lr:g}",
-                    )
-                )
+        wrong = {violation.field for violation in found}
+
+        def are_right(*names: str) -> bool:
+            return wrong.isdisjoint(names)
+
+        if are_right("n_embd", "n_head") and self.n_embd % self.n_head:
+            found.append(head_violation(self.n_embd, self.n_head))
+        if (
+            are_right("decay_lr", "lr_decay_iters", "warmup_iters")
+            and self.decay_lr
+            and self.lr_decay_iters <= self.warmup_iters
+        ):
+            problem = f"must be above warmup_iters ({self.warmup_iters}), got {self.lr_decay_iters}"
+            found.append(Violation("lr_decay_iters", problem))
+        if (
+            are_right("decay_lr", "min_lr", "learning_rate")
+            and self.decay_lr
+            and self.min_lr > self.learning_rate
+        ):
+            allowed = f"[0, learning_rate] = [0, {self.learning_rate:g}]"
+            found.append(Violation("min_lr", f"must be in {allowed}, got {self.min_lr:g}"))
         if found:
             raise InvalidConfig(found)
 

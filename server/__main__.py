@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadSettings as error:
         print(error, file=sys.stderr)
         return 2
+    # Requests and a trainer, which inherits this, share the cores. Threads that spin while waiting
+    # for one that lost its core made steps 20 times longer. OpenMP reads it when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",

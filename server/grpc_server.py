@@ -45,7 +45,7 @@ def bind(server: grpc.aio.Server, address: str) -> int:
     except RuntimeError:
         raise CannotStart(
             f"cannot listen on {address}: another program may use the port, "
-            "or this machine does not have the address"
+            "or this machine does not have the address; --grpc_address names another"
         ) from None
 
 

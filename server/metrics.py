@@ -164,7 +164,8 @@ class Metrics:
         )
         self.requests_rejected_total = self._counter(
             "requests_rejected_total",
-            "Requests not answered: queue_full, deadline, validation, draining, cancelled, failed.",
+            "Requests not answered: queue_full, deadline, validation, draining, cancelled, "
+            "slow_reader, failed.",
             "model",
             "reason",
         )

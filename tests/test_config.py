@@ -63,6 +63,12 @@ def test_an_unknown_key_names_the_nearest():
         TrainConfig.from_mapping({"max_iter": 5})
 
 
+def test_fields_that_do_not_fit_together_are_named_beside_those_out_of_range():
+    wrong = wrong_fields(TrainConfig, eval_iters=0, n_embd=63, n_head=4, learning_rate=1e-5)
+    assert wrong == ["eval_iters", "n_head", "min_lr"]
+    assert wrong_fields(TrainConfig, n_embd=63, n_head=0) == ["n_head"]  # known wrong already
+
+
 def test_rates_and_schedule_must_fit_together():
     assert wrong_fields(TrainConfig, warmup_iters=10, lr_decay_iters=10) == ["lr_decay_iters"]
     assert wrong_fields(TrainConfig, learning_rate=1e-5, min_lr=1e-4) == ["min_lr"]

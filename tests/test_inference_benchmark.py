@@ -21,6 +21,7 @@ from nanogpt.flops import decode_flops_per_token
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.benchmark import inference as module
 from server.benchmark.inference import InferenceBenchmark, InferenceLoad, PeakMeter, percentiles
+from server.serving.request_stream import RequestStream
 
 PEAK = Peak(flops=1e9, bytes_per_second=1e9, source="configured")
 
@@ -55,6 +56,20 @@ async def test_one_result_for_each_concurrency(folder):
         tokens = sample(server.metrics, "generation_tokens_total", model="tiny")
         assert tokens == 2 * 7 * 12 + (1 + 3) * 8
         await until(lambda: server.load() == (0, 0, 0))
+
+
+async def test_tokens_that_are_read_together_have_gaps_too(folder, monkeypatch):
+    take = RequestStream.next
+
+    async def late(stream):
+        await until(lambda: stream.has_ended)  # the loop was busy: all tokens are there
+        return await take(stream)
+
+    monkeypatch.setattr(RequestStream, "next", late)
+    async with model_store(folder) as store, store.acquire("tiny") as model:
+        load = InferenceLoad(completion_tokens=2, requests=1)
+        result = await InferenceBenchmark(model, load, PEAK).measure(1)
+        assert result.inter_token_latency_seconds.p50 > 0
 
 
 async def test_defaults(folder):

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import sys
+import threading
 
 import grpc
 import pytest
@@ -24,6 +25,7 @@ from serving import (
 from nanogpt.checkpoint import publish_model
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
 from protos.nanogpt.v1 import inference_pb2 as pb
+from server.services import inference as module
 
 Code = grpc.StatusCode
 
@@ -254,6 +256,21 @@ async def test_models_that_do_not_exist_and_names_that_are_paths(folder):
             assert set(violations(error)) == {"model"}
 
 
+async def test_fields_that_no_model_would_take_are_named_before_a_model_is_missing(tmp_path):
+    async with served(tmp_path) as server:
+        wrong = {"sampling": pb.SamplingParams(temperature=3), "num_samples": 0}
+        fields = {"sampling.temperature", "num_samples", "response.top_logprobs"}
+        wrong["response"] = pb.ResponseOptions(top_logprobs=-1)
+        for model in ("", "other", "job:nope"):
+            request = generate_request(model=model, **wrong)
+            assert set(violations(await refused(server.inference.Generate(request)))) == fields
+        request = generate_request(model="../tiny", **wrong)
+        assert set(violations(await refused(server.inference.Generate(request)))) == {
+            "model",
+            *fields,
+        }
+
+
 async def test_an_empty_prompt_needs_something_to_begin_with(tmp_path):
     write_checkpoint(tmp_path / "models" / "tiny", tokenizer=CharTokenizer("abcdefgh"))
     async with served(tmp_path) as server:
@@ -328,6 +345,37 @@ async def test_a_full_queue_says_when_to_come_back(folder):
         waiting.cancel()
         running.cancel()
         await until(lambda: is_idle(server))
+
+
+def handled(server, code: str) -> float:
+    """How many calls of Generate have ended with this code."""
+    method = {"grpc_service": "nanogpt.v1.InferenceService", "grpc_method": "Generate"}
+    labels = {"grpc_type": "server_stream", **method, "grpc_code": code}
+    return server.metrics.registry.get_sample_value("grpc_server_handled_total", labels) or 0.0
+
+
+async def test_a_full_queue_refuses_before_it_prepares_a_request(folder, monkeypatch):
+    prepare, gate, prepared = module.request_from_pb, threading.Event(), []
+
+    def slow(*arguments):
+        prepared.append(arguments)
+        assert gate.wait(20)
+        return prepare(*arguments)
+
+    async with served(folder, num_slots=1, max_waiting=1) as server:
+        await generate(server, generate_request(1))
+        monkeypatch.setattr(module, "request_from_pb", slow)
+        calls = [asyncio.create_task(generate(server, generate_request())) for _ in range(2)]
+        await until(lambda: len(prepared) == 2)
+        error = await refused(server.inference.Generate(generate_request()))
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        calls[0].cancel()  # gives its place back
+        await until(lambda: handled(server, "Cancelled") == 1)
+        another = asyncio.create_task(generate(server, generate_request()))
+        await until(lambda: len(prepared) == 3)
+        gate.set()
+        for call in (calls[1], another):
+            assert len((await call).tokens()) == 8
 
 
 async def test_a_deadline_that_passes_while_running_or_waiting(folder):
@@ -474,6 +522,10 @@ async def test_gpt2_tokens_and_broken_utf8(tmp_path):
         clef = (await server.inference.Tokenize(pb.TokenizeRequest(text="𝄞"))).token_ids
         request = pb.DetokenizeRequest(token_ids=clef[:1])
         assert "\ufffd" in (await server.inference.Detokenize(request)).text
+        dashes = (await server.inference.Tokenize(pb.TokenizeRequest(text="-" * 64))).token_ids
+        request = pb.DetokenizeRequest(token_ids=[*dashes] * 70_000)
+        found = violations(await refused(server.inference.Detokenize(request)))
+        assert "4480000" in found["token_ids"]  # more than a message may hold
 
 
 async def test_score_is_not_implemented(folder):

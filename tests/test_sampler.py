@@ -210,6 +210,15 @@ def test_greedy_heeds_penalties() -> None:
     assert sample(np.array([[3, -1, 1.6]], np.float32), [row]) == [2]  # 1.5, -2, 1.6
 
 
+def test_a_token_in_prompt_and_output_is_penalized_once() -> None:
+    row = Row(SamplingParams(temperature=0, repetition_penalty=2.0), prompt_ids=[1, 1])
+    for token_id in (1, 1, 0):
+        row.push(token_id)
+    logits = np.array([[3, 4, 1]], np.float32)
+    assert sample(logits, [row]) == [1]
+    assert logits.tolist() == [[1.5, 2, 1]]
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6, 7, 100])
 def test_top_k_is_exact_among_equals(k: int) -> None:
     values = np.array([1, 3, 2, 3, 2, 2], np.float32)

@@ -5,8 +5,12 @@ Ranges that hold for every model are checked by SamplingParams and StoppingParam
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from nanogpt.config import InvalidConfig, ModelConfig, SamplingParams, StoppingParams, Violation
+from nanogpt.inference.sampler import Ids
 from nanogpt.tokenizer import Tokenizer
 
 MAX_SAMPLES = 64
@@ -14,7 +18,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_LISTED_IDS = 16  # a prompt may hold a million bad ids; an error message may not
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """A prompt to continue `num_samples` times. Ids are unique among unfinished requests."""
 
@@ -29,6 +33,11 @@ class Request:
     @property
     def wants_logprobs(self) -> bool:
         return self.logprobs or self.top_logprobs > 0
+
+    @cached_property
+    def distinct_prompt_ids(self) -> Ids:
+        """The prompt's tokens, each once: found once for all samples."""
+        return np.fromiter(set(self.prompt_ids), np.intp)
 
 
 def validate_request(request: Request, model_config: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -72,19 +81,20 @@ def validate_request(request: Request, model_config: ModelConfig, tokenizer: Tok
                 "must be 0 if every token is a stop token: none is left to sample",
             )
         )
-    if not 1 <= request.num_samples <= MAX_SAMPLES:
-        found.append(
-            Violation("num_samples", f"must be in [1, {MAX_SAMPLES}], got {request.num_samples}")
-        )
-    if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
-        found.append(
-            Violation(
-                "response.top_logprobs",
-                f"must be in [0, {MAX_TOP_LOGPROBS}], got {request.top_logprobs}",
-            )
-        )
+    found += count_violations(request.num_samples, request.top_logprobs)
     if found:
         raise InvalidConfig(found)
+
+
+def count_violations(num_samples: int, top_logprobs: int) -> list[Violation]:
+    """What is wrong with these counts whatever the model."""
+    found = []
+    if not 1 <= num_samples <= MAX_SAMPLES:
+        found.append(Violation("num_samples", f"must be in [1, {MAX_SAMPLES}], got {num_samples}"))
+    if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
+        problem = f"must be in [0, {MAX_TOP_LOGPROBS}], got {top_logprobs}"
+        found.append(Violation("response.top_logprobs", problem))
+    return found
 
 
 def ending_ids(stopping: StoppingParams, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -13,12 +13,12 @@ Shapes: R = rows, V = the tokenizer's vocabulary (padding of the embedding is cu
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nanogpt.config import SamplingParams
 
@@ -37,7 +37,7 @@ class Row:
         self,
         params: SamplingParams,
         sample_index: int = 0,
-        prompt_ids: Iterable[int] = (),
+        prompt_ids: ArrayLike = (),
         ending_ids: tuple[int, ...] = (),
         min_new_tokens: int = 0,
     ) -> None:
@@ -46,24 +46,22 @@ class Row:
         self.position = 0
         """Tokens sampled so far."""
         self.output_counts: Counter[int] = Counter()
-        self._prompt_ids = frozenset(prompt_ids if params.repetition_penalty != 1 else ())
+        self.seen_ids: Ids = np.asarray(prompt_ids, np.intp)
+        """Tokens in the prompt or the output, some twice; followed for repetition_penalty only."""
         self._ending_ids = ending_ids
         self._min_new_tokens = min_new_tokens
 
     def push(self, token_id: int) -> None:
         """Records that `token_id` was sampled."""
         self.position += 1
+        if self.params.repetition_penalty != 1 and token_id not in self.output_counts:
+            self.seen_ids = np.append(self.seen_ids, token_id)
         self.output_counts[token_id] += 1
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
         """Tokens that may not be sampled yet."""
         return self._ending_ids if self.position < self._min_new_tokens else ()
-
-    @property
-    def seen_ids(self) -> list[int]:
-        """Tokens in the prompt or the output, each once."""
-        return list(self._prompt_ids | self.output_counts.keys())
 
     def filters(self, vocab_size: int) -> bool:
         """Whether tokens may be dropped before the draw."""

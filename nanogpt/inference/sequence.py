@@ -25,14 +25,15 @@ class Sequence:
         self.sample_index = sample_index
         self.slot: int | None = None
         """Where the KV cache keeps this sequence; None while waiting and once it is over."""
-        self.tokens = list(request.prompt_ids)
-        self.window_start = max(0, len(self.tokens) - block_size)
+        self.tokens = request.prompt_ids[-block_size:]
+        """The part of the prompt that the model sees, and what was sampled."""
+        self.window_start = 0
         self.num_cached = 0
         stopping = request.stopping
         self.row = Row(
             request.sampling,
             sample_index,
-            request.prompt_ids,
+            request.distinct_prompt_ids if request.sampling.repetition_penalty != 1 else (),
             ending_ids(stopping, tokenizer),
             stopping.min_new_tokens,
         )

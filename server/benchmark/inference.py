@@ -209,8 +209,10 @@ class InferenceBenchmark:
                 num_tokens = sum(len(e.token_ids) for e in events if isinstance(e, Delta))
                 if num_tokens:
                     now = time.monotonic()
-                    if previous is not None:
-                        gaps.extend([(now - previous) / num_tokens] * num_tokens)
+                    if previous is None:  # the first token follows none
+                        previous = stream.clock.samples[0].first_token_at
+                        num_tokens -= 1
+                    gaps.extend([(now - previous) / num_tokens for _ in range(num_tokens)])
                     previous = now
         finally:
             stream.cancel()

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from nanogpt.config import InvalidConfig, ModelConfig, SamplingParams, StoppingParams, Violation
 from nanogpt.inference.events import Delta, Finished, FinishReason
 from nanogpt.inference.logprobs import TokenLogprob
-from nanogpt.inference.request import Request, validate_request
+from nanogpt.inference.request import Request, count_violations, validate_request
 from nanogpt.tokenizer import Tokenizer, UnknownCharacters
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.errors import InvalidArgument
@@ -53,7 +53,7 @@ def request_from_pb(
         prompt_ids=prompt_ids,
         sampling=sampling,
         stopping=stopping,
-        num_samples=message.num_samples if message.HasField("num_samples") else 1,
+        num_samples=_num_samples(message),
         logprobs=message.response.logprobs,
         top_logprobs=message.response.top_logprobs,
     )
@@ -64,6 +64,14 @@ def request_from_pb(
     if found:
         raise InvalidArgument(found)
     return request
+
+
+def violations_of_any_model(message: pb.GenerateRequest) -> list[Violation]:
+    """What is wrong with a request whatever the model."""
+    _, sampling = _sampling_from_pb(message.sampling)
+    _, stopping = _stopping_from_pb(message.stopping)
+    counts = count_violations(_num_samples(message), message.response.top_logprobs)
+    return sampling + stopping + counts
 
 
 def started_to_pb(
@@ -120,6 +128,10 @@ def _prompt_from_pb(
     except UnknownCharacters as error:
         problem = f"has {error}" if message.prompt else "must be set: there is no newline to begin"
         return [0], [Violation("prompt", problem)]
+
+
+def _num_samples(message: pb.GenerateRequest) -> int:
+    return message.num_samples if message.HasField("num_samples") else 1
 
 
 def _sampling_from_pb(message: pb.SamplingParams) -> tuple[SamplingParams, list[Violation]]:

@@ -6,6 +6,8 @@ Benchmark in benchmarks.py.
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -17,7 +19,7 @@ from protos.nanogpt.v1 import inference_pb2 as pb
 from protos.nanogpt.v1 import inference_pb2_grpc as pb_grpc
 from server.benchmark.inference import InferenceBenchmark, PeakMeter
 from server.benchmark.training import TrainingBenchmark
-from server.errors import InvalidArgument, ResourceExhausted
+from server.errors import InvalidArgument, NotFound, ResourceExhausted
 from server.interceptors import current_request_id
 from server.models.loaded import LoadedModel
 from server.models.store import ModelStore
@@ -34,12 +36,16 @@ from server.services.generation import (
     finished_to_pb,
     request_from_pb,
     started_to_pb,
+    violations_of_any_model,
 )
 from server.serving.request_stream import RequestStream
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_TOKENIZE_BYTES = 1 << 20
+MAX_DETOKENIZE_BYTES = 4_000_000
+"""A little less than the largest message that the server sends."""
+
 SLOW_READER_SECONDS = 30.0
 """How long Generate waits for its reader before it gives the slot to somebody else."""
 
@@ -61,15 +67,15 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         received_at = time.monotonic()
-        async with self._models.acquire(request.model) as model:
-            model.engine.check_admission(context.time_remaining())
-            try:
-                wanted = await asyncio.to_thread(
-                    request_from_pb, request, model.model_config, model.tokenizer
-                )
-            except InvalidArgument:
-                model.engine.reject("validation")
-                raise
+        async with self._model_for(request) as model:
+            with model.engine.place(context.time_remaining()):
+                try:
+                    wanted = await asyncio.to_thread(
+                        request_from_pb, request, model.model_config, model.tokenizer
+                    )
+                except InvalidArgument:
+                    model.engine.reject("validation")
+                    raise
             stream = model.engine.submit(wanted, received_at=received_at)
             try:
                 await self._relay(stream, model, context)
@@ -91,10 +97,11 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
             raise InvalidArgument([Violation("text", problem)])
         tokenizer = await self._models.tokenizer(request.model)
         try:
-            token_ids = await asyncio.to_thread(tokenizer.encode, request.text)
+            return await asyncio.to_thread(
+                lambda: pb.TokenizeResponse(token_ids=tokenizer.encode(request.text))
+            )
         except UnknownCharacters as error:
             raise InvalidArgument([Violation("text", f"has {error}")]) from None
-        return pb.TokenizeResponse(token_ids=token_ids)
 
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: Context
@@ -103,10 +110,29 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         try:
             text = await asyncio.to_thread(tokenizer.decode, request.token_ids)
         except UnknownTokenId as error:
-            index = list(request.token_ids).index(error.token_id)
-            problem = f"must be in [0, {tokenizer.vocab_size}), got {error.token_id}"
+            bad_id = error.token_id
+            index = await asyncio.to_thread(lambda: list(request.token_ids).index(bad_id))
+            problem = f"must be in [0, {tokenizer.vocab_size}), got {bad_id}"
             raise InvalidArgument([Violation(f"token_ids[{index}]", problem)]) from None
+        num_bytes = len(text.encode())
+        if num_bytes > MAX_DETOKENIZE_BYTES:
+            problem = f"must have a text of at most {MAX_DETOKENIZE_BYTES} bytes, got {num_bytes}"
+            raise InvalidArgument([Violation("token_ids", problem)])
         return pb.DetokenizeResponse(text=text)
+
+    @asynccontextmanager
+    async def _model_for(self, request: pb.GenerateRequest) -> AsyncIterator[LoadedModel]:
+        """The model to generate with. If there is none, what is wrong whatever the model is said
+        first: those fields were never right."""
+        async with AsyncExitStack() as stack:
+            try:
+                model = await stack.enter_async_context(self._models.acquire(request.model))
+            except (InvalidArgument, NotFound) as error:
+                found = error.violations if isinstance(error, InvalidArgument) else []
+                if wrong := violations_of_any_model(request):
+                    raise InvalidArgument(found + wrong) from None
+                raise
+            yield model
 
     async def _measure_inference(self, request: pb.InferenceBenchmark, context: Context) -> None:
         load = inference_load_from_pb(request)

@@ -14,7 +14,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nanogpt.device import is_out_of_memory
@@ -85,6 +86,8 @@ class EngineThread:
         self._heartbeat = time.monotonic()
         # the rest belongs to the event loop
         self._streams: dict[str, RequestStream] = {}
+        self._num_prepared = 0
+        """Requests that have a place already, see `place`."""
         self._drain_rate = DrainRate()
         self.is_stopping = False
         """Whether new requests are refused, for good."""
@@ -109,7 +112,7 @@ class EngineThread:
         return self._ended.is_set()
 
     def check_admission(self, remaining_seconds: float | None = None) -> None:
-        """Raises what `submit` would raise now. Costs nothing: ask before preparing a request.
+        """Raises what `submit` would raise now.
 
         Raises DeadlineExceeded too if the request would still be waiting after
         `remaining_seconds`, the time until its deadline.
@@ -117,8 +120,9 @@ class EngineThread:
         if self.is_stopping or self.has_ended:
             self._record.rejected("draining")
             raise Unavailable(f"model {self._model} is being unloaded; try again")
-        waiting = max(0, len(self._streams) - self._num_slots)
-        if len(self._streams) >= self._num_slots + self._max_waiting:
+        admitted = len(self._streams) + self._num_prepared
+        waiting = max(0, admitted - self._num_slots)
+        if admitted >= self._num_slots + self._max_waiting:
             self._record.rejected("queue_full")
             raise ResourceExhausted(
                 f"{waiting} requests wait for model {self._model}, as many as this server allows",
@@ -132,6 +136,19 @@ class EngineThread:
                 f"{waiting} requests wait for model {self._model}: its queue takes about "
                 f"{wait_seconds:.1f} s, the deadline is in {remaining_seconds:.1f} s"
             )
+
+    @contextmanager
+    def place(self, remaining_seconds: float | None = None) -> Iterator[None]:
+        """Keeps a place for a request while it is prepared; `submit` it right afterwards.
+
+        So a full queue refuses before the work and never after it. Raises as `check_admission`.
+        """
+        self.check_admission(remaining_seconds)
+        self._num_prepared += 1
+        try:
+            yield
+        finally:
+            self._num_prepared -= 1
 
     def submit(self, request: Request, *, received_at: float | None = None) -> RequestStream:
         """The stream of a valid request that joins the queue.

@@ -36,8 +36,10 @@ class HttpServer:
         try:
             listener = socket.create_server((host, port), family=family)
         except OSError as error:
+            cause = str(error.strerror).partition(" (while")[0]  # Python repeats the address
             raise CannotStart(
-                f"cannot listen on {host}, port {port}, for HTTP: {error.strerror}"
+                f"cannot listen on {host}, port {port}, for HTTP: {cause}; "
+                "choose another with --http_address=HOST:PORT"
             ) from None
         server = _Server(
             uvicorn.Config(
