@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml
 
 venv: $(INSTALLED)
 
-demo: $(INSTALLED)  ## train a small model and sample from it, in two minutes
+demo: $(INSTALLED)  ## train a small model and sample from it, in about two minutes
 	$(BIN)/python deploy/demo.py
 
 serve: $(INSTALLED)  ## start the server, with its data in ./data

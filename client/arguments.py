@@ -59,9 +59,9 @@ def read_command_line(words: Sequence[str], environment: Mapping[str, str]) -> O
 
     from_flags = dict(_read_flag(flag, keys) for flag in flags)
     from_environment = {
-        key.name: _parsed(variable, key, environment[variable])
+        key.name: _parsed(variable, key, text)
         for name, key in keys.items()
-        if (variable := f"NANOGPT_{name.upper()}") in environment
+        if (text := environment.get(variable := f"NANOGPT_{name.upper()}"))  # empty is unset
     }
     from_file: dict[str, Value] = {}
     path = from_flags.get(CONFIG.name) or from_environment.get(CONFIG.name)

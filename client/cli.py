@@ -22,16 +22,20 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library writes to stderr as it pleases
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()  # at exit it would be too late to say that it fails
+        return code
     except UsageError as error:
         print(f"error: {error}\n`{PROGRAM} help` lists commands and keys.", file=sys.stderr)
         return ExitCode.USAGE
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has seen enough. Python would complain again when it flushes
-        # stdout at exit: https://docs.python.org/3/library/signal.html#note-on-sigpipe
+    except OSError as error:  # a full disk, or a file that cannot be read to its end
+        if not isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+            print(f"error: {error.strerror or error}", file=sys.stderr)
+        # Python would complain again when it flushes stdout at exit:
+        # https://docs.python.org/3/library/signal.html#note-on-sigpipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
 

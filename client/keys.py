@@ -54,6 +54,12 @@ def _text(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    if not text:
+        raise ValueError("must be host:port")
+    return _text(text)
+
+
 def _integer(low: int, high: int) -> Callable[[str], Value]:
     def parse(text: str) -> int:
         try:
@@ -102,6 +108,7 @@ UINT64 = Kind("int", _integer(0, 2**64 - 1), (int,))
 FLOAT = Kind("float", _float, (float, int))
 BOOL = Kind("bool", _bool, (bool,))
 TEXT = Kind("text", _text, (str,))
+ADDRESS = Kind("host:port", _address, (str,))
 SWITCH = Kind("on|off|auto", _switch, (str, bool))
 INTS = Kind("int,int,...", _integers, (list, int, str))
 

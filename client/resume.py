@@ -32,7 +32,7 @@ class MetricsCursor:
         self, job_id: str, start_sequence: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._job_id = job_id
-        self._next_sequence = max(start_sequence, 1)
+        self._next_sequence = start_sequence
         self._state: StateChange | None = None
         self._clock = clock
         self._last_news: float | None = None  # clock's reading

@@ -1,9 +1,10 @@
-"""The whole service in under two minutes: make a dataset, train, sample, measure, look at metrics.
+"""The whole service in about two minutes: make a dataset, train, sample, measure, look at metrics.
 
 Starts a server of its own on free ports, with its data in .demo/, types the commands that a user
 would, and stops the server again. Needs no input and no network. Exits with 1 if anything fails.
 
     make demo
+    NANOGPT_DEMO_MAX_ITERS=20 make demo    # fewer steps than 1000: sooner done, but babbles
 """
 
 import math
@@ -27,12 +28,15 @@ START_SECONDS = 60
 STOP_SECONDS = 60
 READY = r"serves gRPC on (?P<grpc>\S+) and http://(?P<http>\S+)"
 
+MAX_ITERS = "NANOGPT_DEMO_MAX_ITERS"
+POLL_SECONDS = 0.2
+
 # nanoGPT's recipe for a laptop's CPU, shortened:
 # https://github.com/karpathy/nanoGPT#i-only-have-a-macbook
 TRAIN = (
     "train --dataset=python_reference --model=demo --n_layer=4 --n_head=4 --n_embd=128 "
-    "--block_size=64 --batch_size=12 --dropout=0 --max_iters=1000 --lr_decay_iters=1000 "
-    "--eval_interval=250 --eval_iters=20 --log_interval=50"
+    "--block_size=64 --batch_size=12 --dropout=0 --max_iters={max_iters} --lr_decay_iters=1000 "
+    "--eval_interval=250 --eval_iters=20 --log_interval={log_interval}"
 )
 TRAINING_METRICS = (
     "nanogpt_train_loss",
@@ -76,11 +80,12 @@ class Server:
 
 def main() -> None:
     began = time.monotonic()
+    train = training_command(os.environ.get(MAX_ITERS, "1000"))
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     with running_server() as server:
         run(server, "prepare python_reference")
-        while_training = run(server, TRAIN, watch=TRAINING_METRICS)
+        while_training = run(server, train, watch=TRAINING_METRICS)
         say(
             "what Prometheus saw while it trained: MFU is the share of the processor's measured\n"
             "# peak that went into the model's own arithmetic"
@@ -95,10 +100,17 @@ def main() -> None:
     )
     say("where to go from here")
     print(
-        "  python -m server --data_dir=.demo   serves this model; dashboard on 127.0.0.1:9464\n"
+        "  python -m server --data_dir=.demo   serves this model; overview on 127.0.0.1:9464\n"
         "  python -m client help               lists every command\n"
         "  README.md, docs/                    how it works, what it promises, every word explained"
     )
+
+
+def training_command(max_iters: str) -> str:
+    """The command that trains for so many steps and reports 20 times."""
+    if not max_iters.isdecimal() or int(max_iters) < 1:
+        raise DemoFailed(f"{MAX_ITERS} must be a whole number from 1, got {max_iters!r}")
+    return TRAIN.format(max_iters=int(max_iters), log_interval=max(int(max_iters) // 20, 1))
 
 
 @contextmanager
@@ -136,7 +148,7 @@ def wait_until_ready(process: "subprocess.Popen[bytes]", log_path: Path) -> Serv
     while time.monotonic() < deadline and process.poll() is None:
         ready = re.search(READY, log_path.read_text("utf-8"))
         if ready is not None:
-            print(f"  gRPC {ready['grpc']}, dashboard http://{ready['http']}")
+            print(f"  gRPC {ready['grpc']}, overview http://{ready['http']}")
             return Server(ready["grpc"], ready["http"])
         time.sleep(0.05)
     raise DemoFailed(f"the server did not start:\n{log_path.read_text('utf-8')}")
@@ -157,7 +169,7 @@ def run(server: Server, arguments: str, watch: tuple[str, ...] = ()) -> list[Sam
     try:
         while True:
             try:
-                code = process.wait(1)
+                code = process.wait(POLL_SECONDS)
                 break
             except subprocess.TimeoutExpired:
                 samples = server.metrics(watch) if watch else []

@@ -3,6 +3,7 @@
 What needs torch is imported where it is used: most test files do without, and start in no time.
 """
 
+import os
 import time
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 from nanogpt.config import ModelConfig
 from nanogpt.tokenizer import CharTokenizer
 from server.settings import Settings
+
+# tests run trainers beside themselves: as server/__main__.py, and before anything imports torch
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 TINY_CHARACTERS = "\n !,.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 

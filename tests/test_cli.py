@@ -63,6 +63,11 @@ def start(*words: str, **options) -> subprocess.Popen:
     )
 
 
+def buffered() -> dict[str, str]:
+    """The environment of a shell, where Python may keep its output until it exits."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def objects(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
@@ -140,11 +145,28 @@ def test_a_failure_in_the_middle_ends_the_text_first(server, run):
     assert "model bard is damaged" in err and "operator" in err
 
 
-def test_a_reader_that_leaves_early_is_no_error(server):
-    with start("sample", "--json", stdout=subprocess.PIPE) as process:
+def test_a_refused_sample_prints_no_text(server, run):
+    server.failures["Generate"].append(rich_status(grpc.StatusCode.NOT_FOUND, "there is no model"))
+    code, out, err = run("sample")
+    assert (code, out) == (ExitCode.FAILED, "")
+    assert err.startswith("error: there is no model\n")
+
+
+@pytest.mark.parametrize("words", [["sample", "--json"], ["version"]])
+def test_a_reader_that_leaves_early_is_no_error(server, words):
+    with start(*words, stdout=subprocess.PIPE, env=buffered()) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == ExitCode.FAILED
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
+@pytest.mark.parametrize("words", [["sample"], ["version"]])
+def test_output_that_cannot_be_written_is_an_error(server, words):
+    with open("/dev/full", "w") as full, start(*words, stdout=full, env=buffered()) as process:
+        err = process.stderr.read()
+    assert process.returncode == ExitCode.FAILED
+    assert "error: " in err and "No space left on device" in err and "Traceback" not in err
 
 
 # train and watch
@@ -180,6 +202,17 @@ def test_train_follows_the_job_in_plain_lines(server, run):
         "step 30: wrote 'To be\\nor'",
         "state: succeeded",
         "Try it: python -m client sample --model=bard",
+    ]
+
+
+def test_train_tells_how_many_jobs_come_first(server, run):
+    lines = []
+    for server.queue_position in range(3):
+        lines.append(run("train", "--dataset=plays", "--detach")[1].splitlines()[0])
+    assert lines == [
+        "job new1 trains bard on plays",
+        "job new2 trains bard on plays, after 1 other",
+        "job new3 trains bard on plays, after 2 others",
     ]
 
 
@@ -230,6 +263,13 @@ def test_watch_starts_where_it_is_told(server, run):
     code, out, _ = run("watch", "j1", "--start_sequence=5", "--json")
     assert code == 0
     assert [e["sequence"] for e in objects(out) if "sequence" in e] == [5, 6, 7]
+
+
+@pytest.mark.parametrize("number", [-1, 0])
+def test_watch_leaves_the_judgement_of_a_number_to_the_server(server, run, number):
+    run("watch", "j1", f"--start_sequence={number}")
+    (request,) = server.asked(StreamMetricsRequest)
+    assert request.start_sequence == number
 
 
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(server):
@@ -393,6 +433,14 @@ def test_jobs(server, run):
     assert header[:2] == ["job", "state"]
     assert running[:5] == ["j2", "running", "bard", "plays", "10/30"] and "1:01:40" in running
     assert done[:2] == ["j1", "succeeded"]
+
+
+def test_a_server_without_jobs_says_how_to_start_one(server, run):
+    server.jobs = []
+    code, out, _ = run("jobs")
+    assert code == 0
+    assert out == "There is no job yet; `python -m client train` starts one.\n"
+    assert run("jobs", "--json")[1] == ""
 
 
 def test_jobs_as_json_reads_all_pages(server, run):

@@ -78,6 +78,12 @@ def test_the_server_comes_from_the_environment():
     assert read("jobs", "--server=me:2", env={"NANOGPT_SERVER": "gpu:1"}).text("server") == "me:2"
 
 
+def test_an_empty_variable_is_as_good_as_none():
+    options = read("train", env={"NANOGPT_SERVER": "", "NANOGPT_SEED": ""})
+    assert options.text("server") == "127.0.0.1:50051"
+    assert options.given == {}
+
+
 def test_the_last_flag_wins_wherever_it_stands():
     options = read("watch", "--start_sequence=2", "j1", "--start_sequence=3")
     assert (options["start_sequence"], options.arguments) == (3, ("j1",))
@@ -186,6 +192,7 @@ def test_json_values_have_json_types(tmp_path):
         (["bench", "--mode=training", "--concurrency=2"], ["concurrency", "--mode=inference"]),
         (["bench", "--mode=training", "--device=cuda"], ["device", "auto"]),
         (["jobs", "--config=/nowhere/x.json"], ["/nowhere/x.json"]),
+        (["jobs", "--server="], ["--server", "host:port"]),
     ],
 )
 def test_usage_errors_name_what_is_wrong_and_what_is_right(capsys, words, names):

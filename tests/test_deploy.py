@@ -45,6 +45,16 @@ def test_prometheus_configuration_is_valid() -> None:
     succeeds(promtool, "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
 
 
+@pytest.mark.parametrize("given", ["0", "-5", "many"])
+def test_demo_refuses_a_bad_number_of_steps(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOGPT_DEMO_MAX_ITERS", given)
+    command = (sys.executable, DEPLOY / "demo.py")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    problem = f"NANOGPT_DEMO_MAX_ITERS must be a whole number from 1, got {given!r}"
+    assert result.stderr == f"demo failed: {problem}\n"
+
+
 def test_every_package_is_installed() -> None:
     """A folder that is not listed works in an editable install and is missing in the image."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

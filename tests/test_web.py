@@ -146,7 +146,8 @@ async def test_the_server_answers_on_a_free_port_and_stops():
 
 async def test_a_taken_port_is_an_error():
     server = await HttpServer.start(ok, "127.0.0.1", 0)
-    with pytest.raises(CannotStart, match=f"port {server.port}, for HTTP"):
+    problem = f"port {server.port}, for HTTP: .* in use; choose another with --http_address"
+    with pytest.raises(CannotStart, match=problem):
         await HttpServer.start(ok, "127.0.0.1", server.port)
     await server.stop()
 

@@ -6,6 +6,7 @@ from client.arguments import Options
 from client.commands.connection import connect
 from client.commands.events import device_text
 from client.commands.figures import count, duration, elapsed, instant, percent, word
+from client.commands.help import PROGRAM
 from client.commands.output import as_json, print_fields, print_json, print_table
 from client.exit_code import ExitCode
 from protos.nanogpt.v1.training_pb2 import Job
@@ -19,8 +20,10 @@ def jobs(options: Options) -> ExitCode:
         if options.flag("json"):
             for job in found:
                 print_json(job)
+        elif rows := [_row(job) for job in found]:
+            print_table(COLUMNS, rows)
         else:
-            print_table(COLUMNS, map(_row, found))
+            print(f"There is no job yet; `{PROGRAM} train` starts one.")
     return ExitCode.DONE
 
 

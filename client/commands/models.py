@@ -3,6 +3,7 @@
 from client.arguments import Options
 from client.commands.connection import connect
 from client.commands.figures import count, instant, word
+from client.commands.help import PROGRAM
 from client.commands.output import print_json, print_table
 from client.exit_code import ExitCode
 from protos.nanogpt.v1.models_pb2 import Model
@@ -19,7 +20,7 @@ def models(options: Options) -> ExitCode:
     elif found:
         print_table(COLUMNS, map(_row, found))
     else:
-        print("There is no model yet; `python -m client train` makes one.")
+        print(f"There is no model yet; `{PROGRAM} train` makes one.")
     return ExitCode.DONE
 
 

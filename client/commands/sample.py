@@ -58,7 +58,8 @@ def _print(generation: Generation, printer: "SamplePrinter") -> None:
                 print(_started_text(response.started), file=sys.stderr)
             printer.take(response)
     except NanoGPTError:
-        print()  # what follows is no part of the text
+        if generation.started is not None:
+            print()  # what follows is no part of the text
         raise
 
 

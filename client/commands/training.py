@@ -44,7 +44,8 @@ def _queued_text(job: Job) -> str:
     """The job and which of its settings are not the defaults."""
     lines = [f"job {job.id} trains {job.model} on {job.dataset}"]
     if job.queue_position:
-        lines[0] += f", after {count(job.queue_position)} others"
+        lines[0] += f", after {count(job.queue_position)} other"
+        lines[0] += "s" if job.queue_position > 1 else ""
     for key, origin in sorted(job.config_origin.items()):
         if origin != "default":
             lines.append(f"  {key} = {getattr(job.config, key)} ({origin})")
