@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     # Requests and a trainer, which inherits this, share the cores. Threads that spin while waiting
-    # for one that lost its core made steps 20 times and answers 3 times slower. Read as torch loads.
+    # for one that lost its core made steps 20 times longer and answers 3 times slower. OpenMP reads
+    # it when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(
         level=settings.log_level.upper(),
