@@ -6,7 +6,6 @@ whether one uses a dataset is asked of `in_use`.
 """
 
 import asyncio
-import errno
 import logging
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from server.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from server.full_disk import full_disk_is_exhausted
 from server.names import is_name
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class DatasetStore:
             raise AlreadyExists("dataset", new.name)
         self._being_made.add(new.name)
         try:
-            with _disk_full_is_exhausted(), self._staging() as staging:
+            with full_disk_is_exhausted(), self._staging() as staging:
                 source = staging / "text"
                 size = await self._receive(text, source)
                 prepared = staging / new.name
@@ -219,13 +219,3 @@ async def _in_thread(work: Callable[[Callable[[], bool]], T]) -> T:
         await asyncio.wait([running])
         running.exception()  # _Abandoned, or what went wrong meanwhile: nobody asks any more
         raise
-
-
-@contextmanager
-def _disk_full_is_exhausted() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise ResourceExhausted("the server's disk is full", limit="disk") from None

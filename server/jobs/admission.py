@@ -5,13 +5,9 @@ makes it a job. What a job has to look like is submission.py's.
 """
 
 import asyncio
-import errno
 import logging
 import shutil
-import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from nanogpt import durable
@@ -19,6 +15,7 @@ from nanogpt.checkpoint import CheckpointDamaged, publish_model
 from nanogpt.training.run_directory import RunDirectory, RunSpec
 from server.dataset_store import DatasetStore
 from server.errors import AlreadyExists, DataLoss, NotFound, ResourceExhausted
+from server.full_disk import full_disk_is_exhausted
 from server.jobs.job import Job, JobState, Standing, is_job_id, new_job_id
 from server.jobs.ledger import Ledger
 from server.jobs.submission import Models, Plan, Submission, free_name, plan
@@ -63,7 +60,7 @@ class Admission:
                         "a new job needs a new one",
                     )
             planned = await asyncio.to_thread(plan, submission, self._datasets, self._models)
-            with _full_disk_is_exhausted():
+            with full_disk_is_exhausted():
                 return await self._accept(submission, planned, canonical)
 
     async def sweep(self) -> None:
@@ -149,18 +146,3 @@ def _never_started(runs: Path) -> list[Path]:
             for path in folder.iterdir()
         )
     ]
-
-
-@contextmanager
-def _full_disk_is_exhausted() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.OperationalError) as error:
-        full = (
-            error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if isinstance(error, OSError)
-            else error.sqlite_errorcode == sqlite3.SQLITE_FULL
-        )
-        if not full:
-            raise
-        raise ResourceExhausted("the server's disk is full", limit="disk") from None

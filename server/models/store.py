@@ -8,7 +8,6 @@ Brings together what is on disk (ModelCatalog, off the event loop) and what is i
 """
 
 import asyncio
-import errno
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.device import pick_device
 from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from server.dataset_store import DatasetStore
-from server.errors import AlreadyExists, FailedPrecondition, ResourceExhausted
+from server.errors import AlreadyExists, FailedPrecondition
+from server.full_disk import full_disk_is_exhausted
 from server.metrics import Metrics
 from server.models.catalog import ModelCatalog, ModelRef, parameter_count, tokenizer_of
 from server.models.exports import ModelExports
@@ -155,12 +155,8 @@ class ModelStore:
     async def _import(self, name: str, source: str, format: str, tokenizer: Tokenizer) -> None:
         if name in await self._models_in_training():
             raise AlreadyExists("model", name)
-        try:
+        with full_disk_is_exhausted():
             await asyncio.to_thread(self._catalog.import_model, name, source, format, tokenizer)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise ResourceExhausted("the server's disk is full", limit="disk") from None
 
     def _end_import(self, name: str, done: asyncio.Task[None]) -> None:
         del self._importing[name]
