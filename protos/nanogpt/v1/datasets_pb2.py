@@ -25,37 +25,45 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/nanogpt/v1/datasets.proto\x12\nnanogpt.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x01\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\ttokenizer\x18\x02 \x01(\x0e\x32\x15.nanogpt.v1.Tokenizer\x12\x14\n\x0ctrain_tokens\x18\x03 \x01(\x03\x12\x12\n\nval_tokens\x18\x04 \x01(\x03\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\x12\n\ncharacters\x18\x06 \x01(\x03\x12\x10\n\x08\x65ncoding\x18\x07 \x01(\t\x12\x15\n\rsource_sha256\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x14\x43reateDatasetRequest\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x17.nanogpt.v1.DatasetSpecH\x00\x12\x0e\n\x04text\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x8e\x01\n\x0b\x44\x61tasetSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\ttokenizer\x18\x02 \x01(\x0e\x32\x15.nanogpt.v1.Tokenizer\x12\x16\n\tval_ratio\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08\x65ncoding\x18\x04 \x01(\t\x12\x0f\n\x07shipped\x18\x05 \x01(\tB\x0c\n\n_val_ratio\"=\n\x15\x43reateDatasetResponse\x12$\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x13.nanogpt.v1.Dataset\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x12GetDatasetResponse\x12$\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x13.nanogpt.v1.Dataset\"\x15\n\x13ListDatasetsRequest\"j\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.nanogpt.v1.Dataset\x12+\n\x07shipped\x18\x02 \x03(\x0b\x32\x1a.nanogpt.v1.ShippedDataset\"K\n\x0eShippedDataset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x16\n\x0eneeds_download\x18\x03 \x01(\x08\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse*N\n\tTokenizer\x12\x19\n\x15TOKENIZER_UNSPECIFIED\x10\x00\x12\x12\n\x0eTOKENIZER_GPT2\x10\x01\x12\x12\n\x0eTOKENIZER_CHAR\x10\x02\x32\xde\x02\n\x0e\x44\x61tasetService\x12V\n\rCreateDataset\x12 .nanogpt.v1.CreateDatasetRequest\x1a!.nanogpt.v1.CreateDatasetResponse(\x01\x12K\n\nGetDataset\x12\x1d.nanogpt.v1.GetDatasetRequest\x1a\x1e.nanogpt.v1.GetDatasetResponse\x12Q\n\x0cListDatasets\x12\x1f.nanogpt.v1.ListDatasetsRequest\x1a .nanogpt.v1.ListDatasetsResponse\x12T\n\rDeleteDataset\x12 .nanogpt.v1.DeleteDatasetRequest\x1a!.nanogpt.v1.DeleteDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/nanogpt/v1/datasets.proto\x12\nnanogpt.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x02\n\x07\x44\x61taset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\ttokenizer\x18\x02 \x01(\x0e\x32\x15.nanogpt.v1.Tokenizer\x12\x14\n\x0ctrain_tokens\x18\x03 \x01(\x03\x12\x12\n\nval_tokens\x18\x04 \x01(\x03\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\x12\n\ncharacters\x18\x06 \x01(\x03\x12\x10\n\x08\x65ncoding\x18\x07 \x01(\t\x12\x15\n\rsource_sha256\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06report\x18\n \x01(\x0b\x32\x19.nanogpt.v1.DatasetReport\x12\x12\n\nsize_bytes\x18\x0b \x01(\x03\"\xb9\x01\n\rDatasetReport\x12\x11\n\tdocuments\x18\x01 \x01(\x03\x12\x17\n\x0f\x65mpty_documents\x18\x02 \x01(\x03\x12\x1e\n\x16undecodable_characters\x18\x03 \x01(\x03\x12\x13\n\x0bused_tokens\x18\x04 \x01(\x05\x12\x1a\n\x12unknown_val_tokens\x18\x05 \x01(\x03\x12\x19\n\x11train_val_overlap\x18\x06 \x01(\x01\x12\x10\n\x08warnings\x18\x07 \x03(\t\"W\n\x14\x43reateDatasetRequest\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x17.nanogpt.v1.DatasetSpecH\x00\x12\x0e\n\x04text\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xe9\x02\n\x0b\x44\x61tasetSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\ttokenizer\x18\x02 \x01(\x0e\x32\x15.nanogpt.v1.Tokenizer\x12\x16\n\tval_ratio\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08\x65ncoding\x18\x04 \x01(\t\x12\x0f\n\x07shipped\x18\x05 \x01(\t\x12.\n\x06\x66ormat\x18\x06 \x01(\x0e\x32\x1e.nanogpt.v1.DatasetSpec.Format\x12\x12\n\ntext_field\x18\x07 \x01(\t\x12\x1a\n\rmax_documents\x18\x08 \x01(\x03H\x01\x88\x01\x01\"g\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_TEXT\x10\x01\x12\x0e\n\nFORMAT_TAR\x10\x02\x12\x10\n\x0c\x46ORMAT_JSONL\x10\x03\x12\x12\n\x0e\x46ORMAT_PARQUET\x10\x04\x42\x0c\n\n_val_ratioB\x10\n\x0e_max_documents\"=\n\x15\x43reateDatasetResponse\x12$\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x13.nanogpt.v1.Dataset\"!\n\x11GetDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x12GetDatasetResponse\x12$\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x13.nanogpt.v1.Dataset\"\x15\n\x13ListDatasetsRequest\"\x9e\x01\n\x14ListDatasetsResponse\x12%\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x13.nanogpt.v1.Dataset\x12+\n\x07shipped\x18\x02 \x03(\x0b\x32\x1a.nanogpt.v1.ShippedDataset\x12\x32\n\x0bin_progress\x18\x03 \x03(\x0b\x32\x1d.nanogpt.v1.DatasetInProgress\"\x85\x02\n\x11\x44\x61tasetInProgress\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x32\n\x05phase\x18\x02 \x01(\x0e\x32#.nanogpt.v1.DatasetInProgress.Phase\x12\x12\n\nbytes_done\x18\x03 \x01(\x03\x12\x18\n\x0b\x62ytes_total\x18\x04 \x01(\x03H\x00\x88\x01\x01\"p\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPHASE_UPLOADING\x10\x01\x12\x11\n\rPHASE_READING\x10\x02\x12\x14\n\x10PHASE_TOKENIZING\x10\x03\x12\x12\n\x0ePHASE_CHECKING\x10\x04\x42\x0e\n\x0c_bytes_total\"K\n\x0eShippedDataset\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x16\n\x0eneeds_download\x18\x03 \x01(\x08\"$\n\x14\x44\x65leteDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteDatasetResponse*N\n\tTokenizer\x12\x19\n\x15TOKENIZER_UNSPECIFIED\x10\x00\x12\x12\n\x0eTOKENIZER_GPT2\x10\x01\x12\x12\n\x0eTOKENIZER_CHAR\x10\x02\x32\xde\x02\n\x0e\x44\x61tasetService\x12V\n\rCreateDataset\x12 .nanogpt.v1.CreateDatasetRequest\x1a!.nanogpt.v1.CreateDatasetResponse(\x01\x12K\n\nGetDataset\x12\x1d.nanogpt.v1.GetDatasetRequest\x1a\x1e.nanogpt.v1.GetDatasetResponse\x12Q\n\x0cListDatasets\x12\x1f.nanogpt.v1.ListDatasetsRequest\x1a .nanogpt.v1.ListDatasetsResponse\x12T\n\rDeleteDataset\x12 .nanogpt.v1.DeleteDatasetRequest\x1a!.nanogpt.v1.DeleteDatasetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.nanogpt.v1.datasets_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOKENIZER']._serialized_start=984
-  _globals['_TOKENIZER']._serialized_end=1062
+  _globals['_TOKENIZER']._serialized_start=1771
+  _globals['_TOKENIZER']._serialized_end=1849
   _globals['_DATASET']._serialized_start=82
-  _globals['_DATASET']._serialized_end=319
-  _globals['_CREATEDATASETREQUEST']._serialized_start=321
-  _globals['_CREATEDATASETREQUEST']._serialized_end=408
-  _globals['_DATASETSPEC']._serialized_start=411
-  _globals['_DATASETSPEC']._serialized_end=553
-  _globals['_CREATEDATASETRESPONSE']._serialized_start=555
-  _globals['_CREATEDATASETRESPONSE']._serialized_end=616
-  _globals['_GETDATASETREQUEST']._serialized_start=618
-  _globals['_GETDATASETREQUEST']._serialized_end=651
-  _globals['_GETDATASETRESPONSE']._serialized_start=653
-  _globals['_GETDATASETRESPONSE']._serialized_end=711
-  _globals['_LISTDATASETSREQUEST']._serialized_start=713
-  _globals['_LISTDATASETSREQUEST']._serialized_end=734
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=736
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=842
-  _globals['_SHIPPEDDATASET']._serialized_start=844
-  _globals['_SHIPPEDDATASET']._serialized_end=919
-  _globals['_DELETEDATASETREQUEST']._serialized_start=921
-  _globals['_DELETEDATASETREQUEST']._serialized_end=957
-  _globals['_DELETEDATASETRESPONSE']._serialized_start=959
-  _globals['_DELETEDATASETRESPONSE']._serialized_end=982
-  _globals['_DATASETSERVICE']._serialized_start=1065
-  _globals['_DATASETSERVICE']._serialized_end=1415
+  _globals['_DATASET']._serialized_end=382
+  _globals['_DATASETREPORT']._serialized_start=385
+  _globals['_DATASETREPORT']._serialized_end=570
+  _globals['_CREATEDATASETREQUEST']._serialized_start=572
+  _globals['_CREATEDATASETREQUEST']._serialized_end=659
+  _globals['_DATASETSPEC']._serialized_start=662
+  _globals['_DATASETSPEC']._serialized_end=1023
+  _globals['_DATASETSPEC_FORMAT']._serialized_start=888
+  _globals['_DATASETSPEC_FORMAT']._serialized_end=991
+  _globals['_CREATEDATASETRESPONSE']._serialized_start=1025
+  _globals['_CREATEDATASETRESPONSE']._serialized_end=1086
+  _globals['_GETDATASETREQUEST']._serialized_start=1088
+  _globals['_GETDATASETREQUEST']._serialized_end=1121
+  _globals['_GETDATASETRESPONSE']._serialized_start=1123
+  _globals['_GETDATASETRESPONSE']._serialized_end=1181
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1183
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1204
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1207
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1365
+  _globals['_DATASETINPROGRESS']._serialized_start=1368
+  _globals['_DATASETINPROGRESS']._serialized_end=1629
+  _globals['_DATASETINPROGRESS_PHASE']._serialized_start=1501
+  _globals['_DATASETINPROGRESS_PHASE']._serialized_end=1613
+  _globals['_SHIPPEDDATASET']._serialized_start=1631
+  _globals['_SHIPPEDDATASET']._serialized_end=1706
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1708
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1744
+  _globals['_DELETEDATASETRESPONSE']._serialized_start=1746
+  _globals['_DELETEDATASETRESPONSE']._serialized_end=1769
+  _globals['_DATASETSERVICE']._serialized_start=1852
+  _globals['_DATASETSERVICE']._serialized_end=2202
 # @@protoc_insertion_point(module_scope)

@@ -64,12 +64,14 @@ class DatasetServiceServicer:
     def CreateDataset(self, request_iterator, context):
         """Makes a dataset of uploaded text, or one of those that ship with the
         service. The first message carries `spec`, the rest `text` in chunks of at
-        most 1 MiB. Nothing is kept if the stream breaks off.
+        most 1 MiB. Nothing is kept if the stream breaks off. While it runs,
+        `ListDatasets` tells how far it is.
 
         Errors: `ALREADY_EXISTS` if the name is taken; `INVALID_ARGUMENT` if a field
         is out of range, the text cannot be decoded (with the byte offset), or it is
-        too short to split; `RESOURCE_EXHAUSTED` if the upload is larger than the
-        server allows.
+        too short to split; `RESOURCE_EXHAUSTED` if the upload, or all datasets
+        together, would be larger than the server allows, or its disk is full;
+        `FAILED_PRECONDITION` if the server cannot read Parquet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,7 +85,8 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDatasets(self, request, context):
-        """Lists every dataset, newest first, and those that ship with the service.
+        """Lists every dataset, newest first, those that ship with the service, and
+        those that are being made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -30,7 +30,7 @@ FINISH_REASON_END_OF_TEXT: FinishReason
 FINISH_REASON_STOP: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "prompt_token_ids", "sampling", "stopping", "response", "num_samples")
+    __slots__ = ("model", "prompt", "prompt_token_ids", "sampling", "stopping", "response", "num_samples", "priority", "use_prefix_cache", "max_draft_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,9 @@ class GenerateRequest(_message.Message):
     STOPPING_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    USE_PREFIX_CACHE_FIELD_NUMBER: _ClassVar[int]
+    MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
     prompt_token_ids: TokenIds
@@ -45,7 +48,10 @@ class GenerateRequest(_message.Message):
     stopping: StoppingParams
     response: ResponseOptions
     num_samples: int
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., prompt_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stopping: _Optional[_Union[StoppingParams, _Mapping]] = ..., response: _Optional[_Union[ResponseOptions, _Mapping]] = ..., num_samples: _Optional[int] = ...) -> None: ...
+    priority: int
+    use_prefix_cache: bool
+    max_draft_tokens: int
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., prompt_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stopping: _Optional[_Union[StoppingParams, _Mapping]] = ..., response: _Optional[_Union[ResponseOptions, _Mapping]] = ..., num_samples: _Optional[int] = ..., priority: _Optional[int] = ..., use_prefix_cache: _Optional[bool] = ..., max_draft_tokens: _Optional[int] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -101,12 +107,16 @@ class StoppingParams(_message.Message):
     def __init__(self, max_new_tokens: _Optional[int] = ..., stop_strings: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_new_tokens: _Optional[int] = ..., ignore_end_of_text: _Optional[bool] = ..., include_stop_string: _Optional[bool] = ..., context_overflow: _Optional[_Union[ContextOverflow, str]] = ...) -> None: ...
 
 class ResponseOptions(_message.Message):
-    __slots__ = ("logprobs", "top_logprobs")
+    __slots__ = ("logprobs", "top_logprobs", "prompt_logprobs", "echo")
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    ECHO_FIELD_NUMBER: _ClassVar[int]
     logprobs: bool
     top_logprobs: int
-    def __init__(self, logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
+    prompt_logprobs: int
+    echo: bool
+    def __init__(self, logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., echo: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("started", "delta", "finished")
@@ -119,20 +129,28 @@ class GenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "model", "weight_version", "prompt_tokens", "sampling", "stopping")
+    __slots__ = ("request_id", "model", "weight_version", "prompt_tokens", "sampling", "stopping", "prompt", "prompt_token_ids", "prompt_logprobs", "precision")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STOPPING_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     weight_version: int
     prompt_tokens: int
     sampling: SamplingParams
     stopping: StoppingParams
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., weight_version: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stopping: _Optional[_Union[StoppingParams, _Mapping]] = ...) -> None: ...
+    prompt: str
+    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    precision: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., weight_version: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stopping: _Optional[_Union[StoppingParams, _Mapping]] = ..., prompt: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class Delta(_message.Message):
     __slots__ = ("sample_index", "text", "token_ids", "logprobs")
@@ -182,24 +200,32 @@ class Finished(_message.Message):
     def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens")
+    __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "drafted_tokens", "accepted_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
+    cached_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue_seconds", "time_to_first_token_seconds", "decode_seconds", "total_seconds")
+    __slots__ = ("queue_seconds", "time_to_first_token_seconds", "decode_seconds", "total_seconds", "prefill_seconds")
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TIME_TO_FIRST_TOKEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DECODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     queue_seconds: float
     time_to_first_token_seconds: float
     decode_seconds: float
     total_seconds: float
-    def __init__(self, queue_seconds: _Optional[float] = ..., time_to_first_token_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ...) -> None: ...
+    prefill_seconds: float
+    def __init__(self, queue_seconds: _Optional[float] = ..., time_to_first_token_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ...) -> None: ...
 
 class BenchmarkRequest(_message.Message):
     __slots__ = ("inference", "training")
@@ -210,20 +236,26 @@ class BenchmarkRequest(_message.Message):
     def __init__(self, inference: _Optional[_Union[InferenceBenchmark, _Mapping]] = ..., training: _Optional[_Union[TrainingBenchmark, _Mapping]] = ...) -> None: ...
 
 class InferenceBenchmark(_message.Message):
-    __slots__ = ("model", "concurrency", "prompt_tokens", "completion_tokens", "requests", "seed")
+    __slots__ = ("model", "concurrency", "prompt_tokens", "completion_tokens", "requests", "seed", "max_windows", "time_to_first_token_objective_seconds", "time_per_output_token_objective_seconds")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    MAX_WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    TIME_TO_FIRST_TOKEN_OBJECTIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TIME_PER_OUTPUT_TOKEN_OBJECTIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     concurrency: _containers.RepeatedScalarFieldContainer[int]
     prompt_tokens: int
     completion_tokens: int
     requests: int
     seed: int
-    def __init__(self, model: _Optional[str] = ..., concurrency: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+    max_windows: int
+    time_to_first_token_objective_seconds: float
+    time_per_output_token_objective_seconds: float
+    def __init__(self, model: _Optional[str] = ..., concurrency: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., seed: _Optional[int] = ..., max_windows: _Optional[int] = ..., time_to_first_token_objective_seconds: _Optional[float] = ..., time_per_output_token_objective_seconds: _Optional[float] = ...) -> None: ...
 
 class TrainingBenchmark(_message.Message):
     __slots__ = ("batch_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "dataset", "dtype", "compile", "seed", "warmup_steps", "steps")
@@ -284,7 +316,7 @@ class Device(_message.Message):
     def __init__(self, type: _Optional[str] = ..., name: _Optional[str] = ..., dtype: _Optional[str] = ..., threads: _Optional[int] = ..., peak_flops: _Optional[float] = ..., peak_bytes_per_second: _Optional[float] = ..., peak_source: _Optional[str] = ...) -> None: ...
 
 class InferenceResult(_message.Message):
-    __slots__ = ("model", "concurrency", "completed", "duration_seconds", "requests_per_second", "tokens_per_second", "time_to_first_token_seconds", "inter_token_latency_seconds", "mfu", "mbu")
+    __slots__ = ("model", "concurrency", "completed", "duration_seconds", "requests_per_second", "tokens_per_second", "time_to_first_token_seconds", "inter_token_latency_seconds", "mfu", "mbu", "time_per_output_token_seconds", "e2e_latency_seconds", "goodput_requests_per_second", "windows", "is_stable", "precision")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
     COMPLETED_FIELD_NUMBER: _ClassVar[int]
@@ -295,6 +327,12 @@ class InferenceResult(_message.Message):
     INTER_TOKEN_LATENCY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MFU_FIELD_NUMBER: _ClassVar[int]
     MBU_FIELD_NUMBER: _ClassVar[int]
+    TIME_PER_OUTPUT_TOKEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    E2E_LATENCY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GOODPUT_REQUESTS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    IS_STABLE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     model: str
     concurrency: int
     completed: int
@@ -305,7 +343,13 @@ class InferenceResult(_message.Message):
     inter_token_latency_seconds: Percentiles
     mfu: float
     mbu: float
-    def __init__(self, model: _Optional[str] = ..., concurrency: _Optional[int] = ..., completed: _Optional[int] = ..., duration_seconds: _Optional[float] = ..., requests_per_second: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., time_to_first_token_seconds: _Optional[_Union[Percentiles, _Mapping]] = ..., inter_token_latency_seconds: _Optional[_Union[Percentiles, _Mapping]] = ..., mfu: _Optional[float] = ..., mbu: _Optional[float] = ...) -> None: ...
+    time_per_output_token_seconds: Percentiles
+    e2e_latency_seconds: Percentiles
+    goodput_requests_per_second: float
+    windows: int
+    is_stable: bool
+    precision: str
+    def __init__(self, model: _Optional[str] = ..., concurrency: _Optional[int] = ..., completed: _Optional[int] = ..., duration_seconds: _Optional[float] = ..., requests_per_second: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., time_to_first_token_seconds: _Optional[_Union[Percentiles, _Mapping]] = ..., inter_token_latency_seconds: _Optional[_Union[Percentiles, _Mapping]] = ..., mfu: _Optional[float] = ..., mbu: _Optional[float] = ..., time_per_output_token_seconds: _Optional[_Union[Percentiles, _Mapping]] = ..., e2e_latency_seconds: _Optional[_Union[Percentiles, _Mapping]] = ..., goodput_requests_per_second: _Optional[float] = ..., windows: _Optional[int] = ..., is_stable: _Optional[bool] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class TrainingResult(_message.Message):
     __slots__ = ("step_seconds", "tokens_per_second", "flops_per_step", "mfu", "loss", "peak_memory_bytes", "parameter_count")
@@ -364,21 +408,27 @@ class DetokenizeResponse(_message.Message):
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids")
+    __slots__ = ("model", "text", "token_ids", "top_logprobs")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     token_ids: TokenIds
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ...) -> None: ...
+    top_logprobs: int
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("logprobs", "loss", "perplexity")
+    __slots__ = ("logprobs", "loss", "perplexity", "bits_per_byte", "weight_version")
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
+    BITS_PER_BYTE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_VERSION_FIELD_NUMBER: _ClassVar[int]
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
     loss: float
     perplexity: float
-    def __init__(self, logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., loss: _Optional[float] = ..., perplexity: _Optional[float] = ...) -> None: ...
+    bits_per_byte: float
+    weight_version: int
+    def __init__(self, logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., loss: _Optional[float] = ..., perplexity: _Optional[float] = ..., bits_per_byte: _Optional[float] = ..., weight_version: _Optional[int] = ...) -> None: ...

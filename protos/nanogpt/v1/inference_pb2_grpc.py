@@ -133,8 +133,9 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Returns the log-probability that a model gives to each token of a text.
-        Errors: as `Tokenize`.
+        """Returns the log-probability that a model gives to each token of a text. A
+        text longer than `block_size` is scored in windows that begin afresh.
+        Errors: as `Tokenize`, and those of `Generate` that come from its queue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

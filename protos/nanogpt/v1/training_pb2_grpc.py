@@ -79,6 +79,16 @@ class TrainingServiceStub:
                 request_serializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.ListCheckpointsResponse.FromString,
                 _registered_method=True)
+        self.PinCheckpoint = channel.unary_unary(
+                '/nanogpt.v1.TrainingService/PinCheckpoint',
+                request_serializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.PinCheckpointRequest.SerializeToString,
+                response_deserializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.PinCheckpointResponse.FromString,
+                _registered_method=True)
+        self.DeleteCheckpoint = channel.unary_unary(
+                '/nanogpt.v1.TrainingService/DeleteCheckpoint',
+                request_serializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.DeleteCheckpointRequest.SerializeToString,
+                response_deserializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.DeleteCheckpointResponse.FromString,
+                _registered_method=True)
         self.StreamLogs = channel.unary_stream(
                 '/nanogpt.v1.TrainingService/StreamLogs',
                 request_serializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.StreamLogsRequest.SerializeToString,
@@ -114,7 +124,8 @@ class TrainingServiceServicer:
     def StreamMetrics(self, request, context):
         """Streams a job's events: first those already recorded from `start_sequence`
         on, then new ones as they happen. The stream ends after the state change
-        that ends the job. A client that lost its connection asks for the last
+        that ends the job. With the server as its source it streams serving figures,
+        once a second and without end. A client that lost its connection asks for the last
         sequence number it saw plus 1, and misses and repeats nothing, also when
         the trainer or the server was restarted in between.
 
@@ -150,16 +161,19 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseJob(self, request, context):
-        """Writes a checkpoint, frees the device and keeps the job's place. Errors:
-        `NOT_FOUND`; `FAILED_PRECONDITION` if the job has ended.
+        """Writes a checkpoint, frees the device and keeps the job's place. Returns at
+        once, in `STATE_PAUSING`; a job that waits is paused at once. Pausing a
+        paused job does nothing. Errors: `NOT_FOUND`; `FAILED_PRECONDITION` if the
+        job has ended or is being cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeJob(self, request, context):
-        """Puts a paused job back into the queue. Errors: `NOT_FOUND`;
-        `FAILED_PRECONDITION` if the job is not paused.
+        """Puts a paused job back into the queue, at the place it had. Resuming a job
+        that waits or runs does nothing. Errors: `NOT_FOUND`; `FAILED_PRECONDITION`
+        if the job is still pausing, is being cancelled or has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,8 +186,25 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinCheckpoint(self, request, context):
+        """Keeps a checkpoint until it is unpinned, whatever `keep_checkpoints` says.
+        Pinning twice is pinning once. Errors: `NOT_FOUND`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteCheckpoint(self, request, context):
+        """Deletes a checkpoint. Errors: `NOT_FOUND`; `FAILED_PRECONDITION` while it is
+        pinned, loaded as a model, or needed to go on with an unfinished job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StreamLogs(self, request, context):
-        """Streams what the job's process printed. Errors: `NOT_FOUND`.
+        """Streams what the job's processes printed, over all attempts, from `offset`
+        on. Errors: `NOT_FOUND`; `UNAVAILABLE` while the server drains.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -221,6 +252,16 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ListCheckpoints,
                     request_deserializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'PinCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinCheckpoint,
+                    request_deserializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.PinCheckpointRequest.FromString,
+                    response_serializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.PinCheckpointResponse.SerializeToString,
+            ),
+            'DeleteCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCheckpoint,
+                    request_deserializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.DeleteCheckpointRequest.FromString,
+                    response_serializer=protos_dot_nanogpt_dot_v1_dot_training__pb2.DeleteCheckpointResponse.SerializeToString,
             ),
             'StreamLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamLogs,
@@ -449,6 +490,60 @@ class TrainingService:
             '/nanogpt.v1.TrainingService/ListCheckpoints',
             protos_dot_nanogpt_dot_v1_dot_training__pb2.ListCheckpointsRequest.SerializeToString,
             protos_dot_nanogpt_dot_v1_dot_training__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nanogpt.v1.TrainingService/PinCheckpoint',
+            protos_dot_nanogpt_dot_v1_dot_training__pb2.PinCheckpointRequest.SerializeToString,
+            protos_dot_nanogpt_dot_v1_dot_training__pb2.PinCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nanogpt.v1.TrainingService/DeleteCheckpoint',
+            protos_dot_nanogpt_dot_v1_dot_training__pb2.DeleteCheckpointRequest.SerializeToString,
+            protos_dot_nanogpt_dot_v1_dot_training__pb2.DeleteCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,
