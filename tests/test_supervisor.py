@@ -264,6 +264,24 @@ async def test_a_failure_has_its_reason_and_the_trainers_words(
     assert (standing.reason, standing.error) == (reason, "try something else")
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "reason"),
+    [
+        (ExitCode.EARLY_STOPPED, JobReason.EARLY_STOPPED),
+        (ExitCode.LIMIT_REACHED, JobReason.LIMIT_REACHED),
+    ],
+)
+async def test_a_run_that_ends_early_has_a_model_and_a_reason(
+    open_: Open, tmp_path: Path, exit_code: int, reason: JobReason
+) -> None:
+    jobs = await open_(fails_with(exit_code, "nothing left to do"))
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert (await job(jobs, job_id)).standing.reason is reason
+    assert (tmp_path / "models" / "tiny").is_dir()
+
+
 async def test_words_of_an_earlier_attempt_are_not_repeated(open_: Open) -> None:
     jobs = await open_(fails_with(1, "error: old words"), crash, max_crashes=1)
     job_id = await submit(jobs)

@@ -2,7 +2,7 @@ import pytest
 
 from nanogpt.training.run_directory import ExitCode
 from server.jobs.job import JobReason, JobState, Standing
-from server.jobs.verdict import backoff_seconds, is_crash, judge
+from server.jobs.verdict import backoff_seconds, is_crash, judge, success
 
 
 def verdict(exit_code: int | None, **changes: object) -> Standing:
@@ -15,9 +15,22 @@ def verdict(exit_code: int | None, **changes: object) -> Standing:
     return judge(exit_code, **{**values, **changes})
 
 
-@pytest.mark.parametrize("draining", [False, True])
-def test_a_finished_run_is_a_success_also_while_the_server_stops(draining: bool) -> None:
-    assert verdict(ExitCode.DONE, draining=draining).state is JobState.SUCCEEDED
+@pytest.mark.parametrize(
+    ("exit_code", "reason"),
+    [
+        (ExitCode.DONE, JobReason.UNSPECIFIED),
+        (ExitCode.EARLY_STOPPED, JobReason.EARLY_STOPPED),
+        (ExitCode.LIMIT_REACHED, JobReason.LIMIT_REACHED),
+    ],
+)
+def test_a_run_with_nothing_left_to_do_is_a_success(exit_code: int, reason: JobReason) -> None:
+    assert success(exit_code) == Standing(JobState.SUCCEEDED, reason)
+    assert not is_crash(exit_code)
+
+
+@pytest.mark.parametrize("exit_code", [ExitCode.INTERRUPTED, ExitCode.DIVERGED, -9, 1, 2, None])
+def test_every_other_end_is_none(exit_code: int | None) -> None:
+    assert success(exit_code) is None
 
 
 @pytest.mark.parametrize(

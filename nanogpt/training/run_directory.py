@@ -35,6 +35,10 @@ class ExitCode(IntEnum):
     """
 
     DONE = 0
+    EARLY_STOPPED = 3
+    """All is done before the last step: the validation loss stopped improving, or is low enough."""
+    LIMIT_REACHED = 4
+    """All is done before the last step: a limit of tokens, epochs or time was reached."""
     BAD_CONFIG = 64
     BAD_DATASET = 65
     DIVERGED = 70

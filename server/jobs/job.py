@@ -42,6 +42,8 @@ class JobReason(StrEnum):
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     BAD_DATASET = "BAD_DATASET"
     BAD_CONFIG = "BAD_CONFIG"
+    EARLY_STOPPED = "EARLY_STOPPED"
+    LIMIT_REACHED = "LIMIT_REACHED"
 
 
 @dataclass(frozen=True, slots=True)

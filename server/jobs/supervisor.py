@@ -27,7 +27,7 @@ from server.jobs.queue import INTERRUPTED, next_job
 from server.jobs.tail import Tail
 from server.jobs.telemetry import Telemetry
 from server.jobs.trainer_log import error_line, log_size
-from server.jobs.verdict import backoff_seconds, is_crash, judge
+from server.jobs.verdict import backoff_seconds, is_crash, judge, success
 
 logger = logging.getLogger(__name__)
 
@@ -156,14 +156,14 @@ class Supervisor:
     async def _run(self, job: Job, tail: Tail) -> None:
         """Runs one job until it ends, is cancelled, or the server stops."""
         run = self._ledger.directory(job.id)
-        trained = bool(job.attempts) and job.attempts[-1].exit_code == ExitCode.DONE
+        trained = job.attempts[-1].exit_code if job.attempts else None
         state = JobState.QUEUED
         crashes = await self._ledger.store.crashes_since(job.id, tail.progress.checkpoint_time)
         while await self._ledger.move(job.id, state, Standing(JobState.STARTING)):
             checkpoint_step, log_bytes = tail.progress.checkpoint_step, log_size(run.log_path)
-            exit_code = ExitCode.DONE if trained else await self._train(job.id, run, tail)
-            if exit_code == ExitCode.DONE:
-                await self._settle(job.id, await self._finish(job, run))
+            exit_code = trained if success(trained) else await self._train(job.id, run, tail)
+            if succeeded := success(exit_code):
+                await self._settle(job.id, await self._finish(job, run, succeeded))
                 return
             if is_crash(exit_code):
                 got_on = tail.progress.checkpoint_step != checkpoint_step
@@ -227,8 +227,8 @@ class Supervisor:
             await asyncio.wait({exited})
             raise
 
-    async def _finish(self, job: Job, run: RunDirectory) -> Standing:
-        """Where a job stands that has done all its steps: its model is published.
+    async def _finish(self, job: Job, run: RunDirectory, succeeded: Standing) -> Standing:
+        """Where a job stands whose training is over: at `succeeded`, its model is published.
 
         A model that cannot be written is tried again as often as a trainer that crashes.
         """
@@ -242,14 +242,14 @@ class Supervisor:
                 return Standing(JobState.CANCELLED, JobReason.REQUESTED)
             try:
                 await asyncio.to_thread(self._publish, run, job.id, self._models / job.model)
-                return Standing(JobState.SUCCEEDED)
+                return succeeded
             except NameTaken:
                 problem = f"the name {job.model!r} was taken meanwhile"
                 break
             except OSError as error:  # such as a full disk
                 logger.exception("the model of job %s could not be written", job.id)
                 problem = f"its model cannot be written ({error.strerror or 'unknown reason'})"
-        said = f"all steps are done, but {problem}; use the model as job:{job.id}"
+        said = f"training is over, but {problem}; use the model as job:{job.id}"
         return Standing(JobState.FAILED, error=said)
 
     async def _settle(self, job_id: str, to: Standing) -> JobState:

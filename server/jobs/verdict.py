@@ -2,7 +2,7 @@
 
 | the process                          | the job                                                |
 |--------------------------------------|--------------------------------------------------------|
-| did all its steps                    | SUCCEEDED, once its model is published                 |
+| did all its steps, or all it may     | SUCCEEDED, once its model is published                 |
 | refused the spec, dataset, loss, size| FAILED, with the sentence that the trainer printed     |
 | ended otherwise while the server stops| QUEUED at its old place; the next server goes on      |
 | saved a checkpoint and left (75)     | RECOVERING; somebody asked it to, so it is not charged |
@@ -16,6 +16,12 @@ import signal
 
 from nanogpt.training.run_directory import ExitCode
 from server.jobs.job import JobReason, JobState, Standing
+
+_SUCCESSES = {
+    ExitCode.DONE: JobReason.UNSPECIFIED,
+    ExitCode.EARLY_STOPPED: JobReason.EARLY_STOPPED,
+    ExitCode.LIMIT_REACHED: JobReason.LIMIT_REACHED,
+}
 
 _FAILURES = {
     ExitCode.BAD_CONFIG: (JobReason.BAD_CONFIG, "the configuration cannot be used"),
@@ -31,6 +37,13 @@ _FAILURES = {
 }
 
 
+def success(exit_code: int | None) -> Standing | None:
+    """Where a job will stand whose trainer has nothing left to do; None if that is not so."""
+    if exit_code not in _SUCCESSES:
+        return None
+    return Standing(JobState.SUCCEEDED, _SUCCESSES[ExitCode(exit_code)])
+
+
 def is_crash(exit_code: int | None) -> bool:
     """Whether a trainer ended in a way it should not; None is one that could not be started."""
     return exit_code is None or exit_code not in list(ExitCode)
@@ -44,13 +57,11 @@ def judge(
     crashes: int,
     max_crashes: int,
 ) -> Standing:
-    """Where the job stands after this end of its trainer.
+    """Where the job stands after this end of a trainer that was not done.
 
     `error_line` is what the trainer said to the user, `crashes` counts those in a row, this one
     included.
     """
-    if exit_code == ExitCode.DONE:
-        return Standing(JobState.SUCCEEDED)
     if exit_code in _FAILURES:
         reason, sentence = _FAILURES[ExitCode(exit_code)]
         return Standing(JobState.FAILED, reason, error_line or sentence)
