@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable
 
-from client.errors import DeadlineExceeded, InternalError, NanoGPTError, Unavailable
+from client.errors import Cancelled, DeadlineExceeded, InternalError, NanoGPTError, Unavailable
 from protos.nanogpt.v1.training_pb2 import StateChange, StreamMetricsRequest, StreamMetricsResponse
 
 log = logging.getLogger(__name__)
@@ -88,9 +88,9 @@ class MetricsCursor:
 def is_lost_connection(error: NanoGPTError) -> bool:
     """Whether the stream broke, rather than the server having refused it.
 
-    A deadline ends a watch that outlives it. A proxy that closes a quiet stream shows as INTERNAL
-    with a reset in its text.
+    A deadline ends a watch that outlives it. A server that stops just when the request arrives
+    cancels it. A proxy that closes a quiet stream shows as INTERNAL with a reset in its text.
     """
-    return isinstance(error, (Unavailable, DeadlineExceeded)) or (
+    return isinstance(error, (Unavailable, DeadlineExceeded, Cancelled)) or (
         isinstance(error, InternalError) and "RST_STREAM" in error.message
     )

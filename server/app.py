@@ -5,7 +5,8 @@
     await app.stop()
 
 So stopping means, in this order: health says NOT_SERVING; new work is refused; the trainer saves a
-checkpoint and leaves; running calls get the rest of the grace; engines, HTTP and database close.
+checkpoint and leaves; running calls get the rest of the grace; engines end what still generates;
+the gRPC listener, HTTP and database close.
 """
 
 import asyncio
@@ -63,6 +64,9 @@ SERVICES = (
     "nanogpt.v1.DatasetService",
 )
 HEALTH = "grpc.health.v1.Health"
+
+LAST_WORDS_SECONDS = 1.0
+"""How long calls may take to send what they end with, once the grace is over."""
 
 CLEAN_UP_SECONDS = 5.0
 """How long handlers may take to clean up once the end of the grace has cancelled them."""
@@ -194,9 +198,13 @@ class App:
         await server.start()
         if not is_loopback(host):
             logger.warning("gRPC on %s asks for no credentials: trust its network", host)
-        self._on_stop.push_async_callback(self.models.stop, 0.0)
+        self._on_stop.push_async_callback(self.models.stop)
         self._on_stop.push_async_callback(self._handlers_ended)
-        self._on_stop.push_async_callback(lambda: server.stop(self._grace.left_seconds))
+        self._on_stop.push_async_callback(server.stop, LAST_WORDS_SECONDS)
+        self._on_stop.push_async_callback(self.models.end_requests)
+        # Only then does the listener close: until then the gate answers, and says why. One that
+        # closes cancels calls that arrive in that moment, and their callers cannot know the reason.
+        self._on_stop.push_async_callback(lambda: self._gate.work_done(self._grace.left_seconds))
 
     def _training_benchmark(self) -> TrainingBenchmark:
         return TrainingBenchmark(

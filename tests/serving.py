@@ -98,7 +98,7 @@ async def model_store(data_dir: Path, **options) -> AsyncIterator[ModelStore]:
     try:
         yield store
     finally:
-        await store.stop(0)
+        await store.stop()
 
 
 class Served:

@@ -137,6 +137,7 @@ async def test_health_flips_and_work_is_refused_while_a_call_is_drained(app, cha
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.details() == "the server is stopping; try another one, or later"
 
     await upload.write(datasets_pb2.CreateDatasetRequest(text=b"to be or not to be " * 20))
     await upload.done_writing()
@@ -155,6 +156,22 @@ async def test_the_grace_ends(settings):
         await asyncio.wait_for(app.stop(), 5)
         assert await upload.code() is grpc.StatusCode.UNAVAILABLE
     assert list((settings.data_dir / "datasets").iterdir()) == []
+
+
+async def test_a_stream_that_outlasts_the_grace_is_told_why_it_ends(settings):
+    app = await App.start(changed(settings, drain_seconds=0.1))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:
+        request = inference_pb2.GenerateRequest(model="tiny", prompt="A")
+        request.stopping.max_new_tokens = 65536
+        stream = inference_pb2_grpc.InferenceServiceStub(channel).Generate(request)
+        assert (await stream.read()).HasField("started")
+        stopping = asyncio.create_task(app.stop())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            while await stream.read():
+                pass
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.details() == "the server is stopping; try again"
+        await stopping
 
 
 async def test_a_server_starts_again_where_it_stopped(settings):

@@ -25,7 +25,7 @@ from client.errors import (
 )
 from client.methods import Method
 from client.requests import CHUNK_BYTES, GenerateOptions, generate_request
-from client.resume import PATIENCE_SECONDS, MetricsCursor
+from client.resume import FIRST_PAUSE_SECONDS, PATIENCE_SECONDS, MetricsCursor
 from protos.nanogpt.v1 import datasets_pb2, inference_pb2, models_pb2, training_pb2
 
 UNAVAILABLE = rich_status(grpc.StatusCode.UNAVAILABLE, "stopping")
@@ -436,7 +436,13 @@ def test_a_cursor_gives_up_at_last():
         cursor.pause_seconds(Unavailable("gone"))
 
 
-@pytest.mark.parametrize("error", [InternalError("internal error"), NotFound("x"), Cancelled("x")])
+def test_a_cursor_asks_again_after_a_server_that_stopped_on_its_request():
+    cursor = MetricsCursor("j1", 1)
+    cursor.accept(recorded_events()[0])
+    assert cursor.pause_seconds(Cancelled("CANCELLED")) <= FIRST_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize("error", [InternalError("internal error"), NotFound("x")])
 def test_a_cursor_asks_again_only_if_that_can_help(error):
     cursor = MetricsCursor("j1", 1)
     cursor.accept(recorded_events()[0])

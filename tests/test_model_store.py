@@ -422,7 +422,7 @@ async def test_stopping_ends_requests_and_loads(tmp_path, builds):
         builds.gate.clear()
         loading = asyncio.create_task(store.load("b"))
         await until(lambda: len(builds) == 2)
-        await store.stop(0)
+        await store.stop()
         results = await asyncio.gather(running, loading, return_exceptions=True)
         assert [type(result) for result in results] == [Unavailable, Unavailable]
         with pytest.raises(Unavailable):

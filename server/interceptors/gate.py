@@ -29,6 +29,8 @@ class Gate(CallInterceptor):
     def __init__(self) -> None:
         self._closed = False
         self._running: set[asyncio.Task[Any]] = set()
+        self._working: set[asyncio.Task[Any]] = set()
+        """Those of `_running` that do work."""
 
     async def around(self, call: Call) -> Any:
         if self._closed and call.method in WORK:
@@ -36,14 +38,22 @@ class Gate(CallInterceptor):
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
+        if call.method in WORK:
+            self._working.add(task)
         try:
             return await call.proceed()
         finally:
             self._running.discard(task)
+            self._working.discard(task)
 
     def close(self) -> None:
         """From now on, work is refused."""
         self._closed = True
+
+    async def work_done(self, seconds: float) -> None:
+        """Returns once no handler does work, or after `seconds`. Close the gate first."""
+        if self._working:
+            await asyncio.wait(self._working, timeout=seconds)
 
     async def idle(self) -> None:
         """Returns once no handler runs, also those that `grpc.aio.Server.stop` does not await.

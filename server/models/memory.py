@@ -159,14 +159,18 @@ class ModelMemory:
             slot.is_pinned = False
             await asyncio.shield(self._retire(slot))
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Loads nothing more, lets running requests finish within the grace, frees everything."""
+    async def end_requests(self) -> None:
+        """Loads nothing more; whoever waits for a model or reads from one gets Unavailable."""
         self._is_stopping = True
         loads = [slot.loading for slot in self._slots.values() if slot.loading is not None]
         for load in loads:
             load.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
-        await asyncio.gather(*(model.engine.stop(grace_seconds) for model in self._in_memory))
+        await asyncio.gather(*(model.engine.stop(0.0) for model in self._in_memory))
+
+    async def stop(self) -> None:
+        """Frees everything, once nobody holds it. Requests that still run end with Unavailable."""
+        await self.end_requests()
         for slot in list(self._slots.values()):
             if slot.model is not None:
                 self._retire(slot)

@@ -148,9 +148,13 @@ class ModelStore:
         """A model's files in another format, on disk meanwhile, see ModelExports.export."""
         return self._exports.export(reference, format, field)
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Loads nothing more, lets running requests finish within the grace, frees everything."""
-        await self._memory.stop(grace_seconds)
+    async def end_requests(self) -> None:
+        """Loads nothing more; whoever waits for a model or reads from one gets Unavailable."""
+        await self._memory.end_requests()
+
+    async def stop(self) -> None:
+        """Frees everything, once nobody holds it. Requests that still run end with Unavailable."""
+        await self._memory.stop()
 
     async def _import(self, name: str, source: str, format: str, tokenizer: Tokenizer) -> None:
         if name in await self._models_in_training():
