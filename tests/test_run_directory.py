@@ -41,6 +41,8 @@ def test_paths(tmp_path):
 def test_exit_codes_are_fixed():
     assert {code.name: code.value for code in ExitCode} == {
         "DONE": 0,
+        "EARLY_STOPPED": 3,
+        "LIMIT_REACHED": 4,
         "BAD_CONFIG": 64,
         "BAD_DATASET": 65,
         "DIVERGED": 70,
