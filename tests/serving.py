@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 from nanogpt.checkpoint import CheckpointMeta, save_checkpoint, step_folder
 from nanogpt.config import ModelConfig, SamplingParams, StoppingParams, TrainConfig
 from nanogpt.inference.request import Request
+from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer
 from nanogpt.training.run_directory import RunDirectory, RunSpec
@@ -39,6 +40,11 @@ def tiny_model(seed: int = 0) -> GPT:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return GPT(CONFIG)
+
+
+def tiny_runner(model: GPT | None = None, num_slots: int = 4) -> TorchRunner:
+    """A runner of a tiny model."""
+    return TorchRunner(model or tiny_model(), TOKENIZER.vocab_size, num_slots=num_slots)
 
 
 def write_checkpoint(

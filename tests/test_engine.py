@@ -21,6 +21,7 @@ from nanogpt.inference.engine import (
     TokenLogprob,
 )
 from nanogpt.inference.request import Request
+from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
 
@@ -58,6 +59,12 @@ def request(
     )
 
 
+def engine_of(model: GPT, *, num_slots: int = 32, **options: Any) -> Engine:
+    return Engine(
+        TorchRunner(model, TOKENIZER.vocab_size, num_slots=num_slots), TOKENIZER, **options
+    )
+
+
 class Transcript:
     """What a reader of the events knows; checks that they come in the promised order."""
 
@@ -92,7 +99,7 @@ class Transcript:
 
 def run(model: GPT, *requests: Request, **options: Any) -> Transcript:
     """Everything that the requests, added at once, bring about."""
-    engine = Engine(model, TOKENIZER, **options)
+    engine = engine_of(model, **options)
     transcript = Transcript()
     for added in requests:
         engine.add(added)
@@ -159,7 +166,7 @@ def test_byte_pair_tokens_too() -> None:
     """A padded vocabulary of several thousand tokens, and a window filled by the prompt."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(8, 50304, 1, 2, 16)).eval()
-    engine = Engine(model, GPT2Tokenizer())
+    engine = Engine(TorchRunner(model, GPT2Tokenizer().vocab_size), GPT2Tokenizer())
     ids = GPT2Tokenizer().encode("In the beginning was the Word, and the")
     engine.add(Request("r", ids, SAMPLED, StoppingParams(max_new_tokens=20)))
     text, tokens = "", []
@@ -200,7 +207,7 @@ def test_chunks_equal_the_whole(model: GPT) -> None:
 def test_a_seed_decides_whatever_comes_and_goes_beside_it(model: GPT) -> None:
     seeded = request("seeded", "abc", SAMPLED, max_new_tokens=60)
     alone = run(model, seeded).tokens["seeded", 0]
-    engine = Engine(model, TOKENIZER, num_slots=4, prefill_chunk_tokens=6)
+    engine = engine_of(model, num_slots=4, prefill_chunk_tokens=6)
     transcript, choose = Transcript(), random.Random(3)
     for number in range(3):
         engine.add(request(str(number), "x" * 20, SAMPLED, max_new_tokens=5 + number))
@@ -225,7 +232,7 @@ def test_sample_i_is_the_same_whatever_the_number_of_samples(model: GPT, num_slo
 
 
 def test_samples_compute_their_prompt_once(model: GPT) -> None:
-    engine = Engine(model, TOKENIZER)
+    engine = engine_of(model)
     engine.add(request("r", "x" * 20, SAMPLED, num_samples=8, max_new_tokens=3))
     computed = 0
     while engine.has_work():
@@ -235,7 +242,7 @@ def test_samples_compute_their_prompt_once(model: GPT) -> None:
 
 
 def test_a_long_prompt_stalls_nobody(model: GPT) -> None:
-    engine = Engine(model, TOKENIZER, prefill_chunk_tokens=4)
+    engine = engine_of(model, prefill_chunk_tokens=4)
     engine.add(request("stream", "a", max_new_tokens=1000))
     engine.step()
     engine.add(request("long", "x" * 23))
@@ -252,7 +259,7 @@ def test_a_long_prompt_stalls_nobody(model: GPT) -> None:
 
 
 def test_tokens_come_one_by_one_in_order(model: GPT) -> None:
-    engine = Engine(model, TOKENIZER)
+    engine = engine_of(model)
     engine.add(request("r", "abc", max_new_tokens=3))
     kinds = [[type(event).__name__ for event in engine.step().events] for _ in range(3)]
     assert kinds == [["Started", "Delta"], ["Delta"], ["Delta", "Finished"]]
@@ -286,7 +293,7 @@ def test_a_stop_string_frees_the_slot_at_once(model: GPT) -> None:
     plain = run(model, request(max_new_tokens=20))
     text = plain.text["r", 0]
     stop = text[7:10]
-    engine, transcript = Engine(model, TOKENIZER), Transcript()
+    engine, transcript = engine_of(model), Transcript()
     engine.add(request(max_new_tokens=20, stop_strings=(stop,)))
     while not transcript.finished:
         transcript.read(engine.step().events)
@@ -318,7 +325,7 @@ def test_padding_of_the_vocabulary_is_never_sampled(model: GPT) -> None:
 def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
     small = GPT(ModelConfig(8, 53, 1, 1, 8))
     with pytest.raises(ValueError, match="the tokenizer has 54 tokens; this model has 53"):
-        Engine(small, TOKENIZER)
+        engine_of(small)
 
 
 def test_dropout_plays_no_part(model: GPT) -> None:
@@ -330,7 +337,7 @@ def test_dropout_plays_no_part(model: GPT) -> None:
 
 
 def test_usage_of_the_cache_is_exact_at_every_step(model: GPT) -> None:
-    engine = Engine(model, TOKENIZER, num_slots=2, prefill_chunk_tokens=4)
+    engine = engine_of(model, num_slots=2, prefill_chunk_tokens=4)
     engine.add(request("r", "x" * 6, max_new_tokens=4))
     held = []
     while engine.has_work():
@@ -340,7 +347,7 @@ def test_usage_of_the_cache_is_exact_at_every_step(model: GPT) -> None:
 
 
 def test_cancel_takes_effect_at_once(model: GPT) -> None:
-    engine = Engine(model, TOKENIZER, num_slots=2)
+    engine = engine_of(model, num_slots=2)
     engine.add(request("a", num_samples=5))
     engine.add(request("b"))
     engine.step()
@@ -370,7 +377,7 @@ def test_cancels_at_random_moments_leave_nothing_and_disturb_nobody(model: GPT) 
         for index, prompt in enumerate(prompts(60, 2 * BLOCK_SIZE, seed=5))
     }
     doomed = set(choose.sample(sorted(requests), 20))
-    engine, transcript = Engine(model, TOKENIZER, num_slots=6), Transcript()
+    engine, transcript = engine_of(model, num_slots=6), Transcript()
     coming = list(requests.values())
     while engine.has_work() or coming:
         if coming and choose.random() < 0.5:
@@ -405,7 +412,7 @@ class Unreliable(GPT):
 
 
 def test_a_forward_pass_that_raises_fails_its_batch_only(model: GPT) -> None:
-    engine = Engine(Unreliable(model, failing={3}), TOKENIZER, num_slots=2)
+    engine = engine_of(Unreliable(model, failing={3}), num_slots=2)
     transcript = Transcript()
     for id in ("a", "b"):
         engine.add(request(id, max_new_tokens=20))
@@ -421,7 +428,7 @@ def test_a_forward_pass_that_raises_fails_its_batch_only(model: GPT) -> None:
 
 
 def test_a_failure_takes_all_samples_of_its_request(model: GPT) -> None:
-    engine = Engine(Unreliable(model, failing={1}), TOKENIZER, num_slots=2)
+    engine = engine_of(Unreliable(model, failing={1}), num_slots=2)
     engine.add(request("a", num_samples=5))
     events = engine.step().events
     assert [type(event) for event in events] == [Started, Failed]
@@ -429,7 +436,7 @@ def test_a_failure_takes_all_samples_of_its_request(model: GPT) -> None:
 
 
 def test_what_waits_for_its_turn_is_not_in_the_failing_batch(model: GPT) -> None:
-    engine = Engine(Unreliable(model, failing={1}), TOKENIZER, prefill_chunk_tokens=5)
+    engine = engine_of(Unreliable(model, failing={1}), prefill_chunk_tokens=5)
     transcript = Transcript()
     engine.add(request("a", "x" * 5))
     engine.add(request("b", "y" * 5))
@@ -444,7 +451,7 @@ def test_logits_that_are_not_finite_fail_their_request_only(model: GPT) -> None:
     sick.load_state_dict(model.state_dict())
     with torch.no_grad():
         sick.transformer.wpe.weight[10] = float("nan")  # those who reach position 10 are lost
-    engine, transcript = Engine(sick, TOKENIZER), Transcript()
+    engine, transcript = engine_of(sick), Transcript()
     long = request("long", "x" * 8, num_samples=2, max_new_tokens=20, logprobs=True)
     short = request("short", "abc", SAMPLED, max_new_tokens=8)
     engine.add(long)

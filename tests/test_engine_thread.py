@@ -5,7 +5,7 @@ import threading
 from contextlib import asynccontextmanager
 
 import pytest
-from serving import LONG, TOKENIZER, gauges, request, sample, tiny_model, until
+from serving import LONG, TOKENIZER, gauges, request, sample, tiny_model, tiny_runner, until
 
 from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Delta, Finished, Started
@@ -29,7 +29,7 @@ class SteppedEngine(Engine):
 
 @asynccontextmanager
 async def running(engine=None, *, num_slots=4, max_waiting=200, metrics=None):
-    engine = engine or Engine(tiny_model(), TOKENIZER, num_slots=num_slots)
+    engine = engine or Engine(tiny_runner(num_slots=num_slots), TOKENIZER)
     thread = EngineThread(
         engine,
         model="tiny",
@@ -65,7 +65,7 @@ def tokens(events, sample_index=0) -> list[int]:
 
 def alone(wanted) -> list[int]:
     """The tokens that an engine gives when it has nothing else to do."""
-    engine, events = Engine(tiny_model(), TOKENIZER), []
+    engine, events = Engine(tiny_runner(), TOKENIZER), []
     engine.add(wanted)
     while engine.has_work():
         events += engine.step().events
@@ -132,7 +132,7 @@ async def test_cancelling_a_waiting_request_leaves_the_running_one_alone():
 
 async def test_slots_are_free_before_the_next_step():
     metrics = Metrics()
-    engine = SteppedEngine(tiny_model(), TOKENIZER, num_slots=2)
+    engine = SteppedEngine(tiny_runner(num_slots=2), TOKENIZER)
     async with running(engine, num_slots=2, metrics=metrics) as thread:
         streams = [thread.submit(request(str(i), LONG)) for i in range(4)]
         engine.allowed.release()
@@ -193,7 +193,7 @@ async def test_a_failing_forward_pass_fails_its_requests_and_no_other():
         return hidden(*arguments)
 
     model.hidden = fail_the_eleventh
-    engine = Engine(model, TOKENIZER, num_slots=2)
+    engine = Engine(tiny_runner(model, num_slots=2), TOKENIZER)
     async with running(engine, num_slots=2, metrics=metrics) as thread:
         streams = [thread.submit(request(str(i), 30)) for i in range(3)]
         results = await asyncio.gather(*map(read, streams), return_exceptions=True)
@@ -217,7 +217,7 @@ async def test_tokens_before_a_failure_are_delivered_first():
         return hidden(*arguments)
 
     model.hidden = fail_the_third
-    async with running(Engine(model, TOKENIZER, num_slots=1), num_slots=1) as thread:
+    async with running(Engine(tiny_runner(model, num_slots=1), TOKENIZER), num_slots=1) as thread:
         stream = thread.submit(request("a", 30))
         await until(lambda: stream.has_ended)
         events = await stream.next()
@@ -233,7 +233,7 @@ async def test_a_dead_engine_ends_its_requests_and_says_so():
         def step(self):
             raise KeyError("a bug outside the forward pass")
 
-    engine = BrokenEngine(tiny_model(), TOKENIZER, num_slots=4)
+    engine = BrokenEngine(tiny_runner(num_slots=4), TOKENIZER)
     async with running(engine, metrics=metrics) as thread:
         streams = [thread.submit(request(str(i))) for i in range(3)]
         results = await asyncio.gather(*map(read, streams), return_exceptions=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import CONFIG, TOKENIZER, tiny_model
+from serving import CONFIG, TOKENIZER, tiny_runner
 
 from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Failed, Finished
@@ -67,7 +67,7 @@ def test_a_message_becomes_a_request_that_runs_or_names_its_faults(message):
         return
     if request.stopping.max_new_tokens > 4:
         return  # valid, and long
-    engine, ended = Engine(tiny_model(), TOKENIZER, num_slots=2), 0
+    engine, ended = Engine(tiny_runner(num_slots=2), TOKENIZER), 0
     engine.add(request)
     while engine.has_work():
         for event in engine.step().events:

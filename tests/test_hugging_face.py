@@ -16,6 +16,7 @@ from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
 from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
+from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.interop.hugging_face import (
     export_hugging_face,
     hugging_face_config,
@@ -271,7 +272,7 @@ def test_an_exported_model_is_the_same_in_transformers(tmp_path: Path, bias: boo
             do_sample=False,
             pad_token_id=tokenizer.end_of_text_id,
         )
-    engine = Engine(ours, tokenizer)
+    engine = Engine(TorchRunner(ours, tokenizer.vocab_size), tokenizer)
     stopping = StoppingParams(max_new_tokens=16)
     engine.add(Request("r", prompt, SamplingParams(temperature=0.0), stopping))
     chosen: list[int] = []

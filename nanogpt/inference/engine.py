@@ -1,9 +1,9 @@
 """The engine: generations go in, events come out, one step at a time.
 
-It knows nothing of threads, clocks or the wire: whoever owns it calls `step` while `has_work`, all
-from one thread, and `cancel` takes effect before the next step.
+It knows nothing of threads, clocks or the wire, and of the network only its Runner: whoever owns it
+calls `step` while `has_work`, all from one thread, and `cancel` takes effect before the next step.
 
-    engine = Engine(model, tokenizer)
+    engine = Engine(TorchRunner(model, tokenizer.vocab_size), tokenizer)
     engine.add(Request("r1", tokenizer.encode("O Romeo"), SamplingParams(), StoppingParams()))
     while engine.has_work():
         for event in engine.step().events:
@@ -12,17 +12,13 @@ from one thread, and `cancel` takes effect before the next step.
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from nanogpt.inference.events import Delta, Event, Failed, Finished, Started, StepResult
-from nanogpt.inference.kv_cache import CachedAttention, KVCache, Span
 from nanogpt.inference.logprobs import Alternative, TokenLogprob, token_logprob
 from nanogpt.inference.request import Request
-from nanogpt.inference.sampler import Floats, sample
+from nanogpt.inference.runner import ChunkInput, Runner
+from nanogpt.inference.sampler import sample
 from nanogpt.inference.scheduler import Batch, Chunk, Scheduler
 from nanogpt.inference.sequence import Sequence
-from nanogpt.model import GPT
 from nanogpt.tokenizer import Tokenizer
 
 __all__ = [
@@ -53,32 +49,17 @@ class Choice:
 
 
 class Engine:
-    """Continuous batching of one model over a fixed number of KV slots.
+    """Continuous batching of one network over the slots of its runner.
 
-    Requests must be valid (`validate_request`) and their ids unique among unfinished ones. Puts
-    the model into evaluation mode. Raises ValueError if the tokenizer has more tokens than the
-    model.
+    Requests must be valid (`validate_request`) and their ids unique among unfinished ones.
     """
 
     def __init__(
-        self,
-        model: GPT,
-        tokenizer: Tokenizer,
-        *,
-        num_slots: int = 32,
-        prefill_chunk_tokens: int = 256,
+        self, runner: Runner, tokenizer: Tokenizer, *, prefill_chunk_tokens: int = 256
     ) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens; "
-                f"this model has {model.config.vocab_size}"
-            )
-        self._model = model.eval()
+        self._runner = runner
         self._tokenizer = tokenizer
-        self._scheduler = Scheduler(num_slots, prefill_chunk_tokens)
-        # on CPUs bfloat16 attention was measured 3 to 5 times slower than float32
-        dtype = torch.float32 if model.device.type == "cpu" else model.lm_head.weight.dtype
-        self._cache = KVCache(model.config, num_slots, dtype, model.device)
+        self._scheduler = Scheduler(runner.num_slots, prefill_chunk_tokens)
 
     @property
     def num_running(self) -> int:
@@ -93,12 +74,12 @@ class Engine:
     @property
     def kv_cache_usage_ratio(self) -> float:
         """Share of the KV cache's positions in use, in [0, 1]."""
-        scheduler, config = self._scheduler, self._model.config
-        return scheduler.num_cached_tokens / (scheduler.num_slots * config.block_size)
+        positions = self._runner.num_slots * self._runner.block_size
+        return self._scheduler.num_cached_tokens / positions
 
     def add(self, request: Request) -> None:
         """Queues every sample of a request."""
-        block_size = self._model.config.block_size
+        block_size = self._runner.block_size
         for index in range(request.num_samples):
             self._scheduler.add(Sequence(request, index, block_size, self._tokenizer))
 
@@ -136,17 +117,13 @@ class Engine:
             batch_size=len(batch.chunks),
         )
 
-    @torch.inference_mode()
     def _run(self, batch: Batch) -> list[Choice]:
         """The forward pass and the draws: one choice for each of batch.sampled."""
         if not batch.chunks:
             return []
         for copy in batch.copies:
-            self._cache.copy(copy.from_slot, copy.to_slot, copy.num_tokens)
-        hidden = self._hidden(batch)  # (N, C)
-        if not batch.sampled:
-            return []
-        logits = self._logits(hidden, batch)
+            self._runner.copy(copy.from_slot, copy.to_slot, copy.num_tokens)
+        logits = self._runner.forward([_chunk_input(chunk) for chunk in batch.chunks])
         wanted = [sequence.request.wants_logprobs for sequence in batch.sampled]
         raw = iter(logits[wanted])  # copies: the sampler overwrites what it is given
         token_ids = sample(logits, [sequence.row for sequence in batch.sampled])
@@ -159,34 +136,6 @@ class Engine:
                     logprob = token_logprob(row, token_id, sequence.request.top_logprobs)
             choices.append(Choice(sequence, token_id, logprob))
         return choices
-
-    def _hidden(self, batch: Batch) -> Tensor:
-        """Hidden states (N, C) of all tokens of the batch, decodes first, in one pass."""
-        decodes = [_span(chunk) for chunk in batch.decodes]
-        prefills = [_span(chunk) for chunk in batch.prefills]
-        tokens: list[int] = []
-        positions: list[int] = []
-        for chunk in batch.chunks:
-            start = chunk.sequence.num_cached
-            tokens += chunk.sequence.next_tokens(chunk.num_tokens)
-            positions += range(start, start + chunk.num_tokens)
-        device = self._model.device
-        hidden = self._model.hidden(
-            torch.tensor([tokens], device=device),
-            torch.tensor([positions], device=device),
-            CachedAttention(self._cache, decodes, prefills),
-        )
-        return hidden[0]
-
-    def _logits(self, hidden: Tensor, batch: Batch) -> Floats:
-        """Float32 logits (sampled, V) of the last tokens of complete chunks, without padding."""
-        last, end = [], 0
-        for chunk in batch.chunks:
-            end += chunk.num_tokens
-            if chunk.completes:
-                last.append(end - 1)
-        logits = self._model.lm_head(hidden[last])[:, : self._tokenizer.vocab_size]
-        return logits.float().cpu().numpy()
 
     def _advance(self, choice: Choice) -> list[Event]:
         """Hands a sampled token to its sequence."""
@@ -206,10 +155,16 @@ class Engine:
 
     def _fail(self, request_id: str, error: Exception) -> Failed:
         for slot in self._scheduler.cancel(request_id):
-            self._cache.clear(slot)
+            self._runner.clear(slot)
         return Failed(request_id, error)
 
 
-def _span(chunk: Chunk) -> Span:
-    assert chunk.sequence.slot is not None  # only running sequences are scheduled
-    return Span(chunk.sequence.slot, chunk.sequence.num_cached, chunk.num_tokens)
+def _chunk_input(chunk: Chunk) -> ChunkInput:
+    sequence = chunk.sequence
+    assert sequence.slot is not None  # only running sequences are scheduled
+    return ChunkInput(
+        sequence.slot,
+        sequence.num_cached,
+        sequence.next_tokens(chunk.num_tokens),
+        num_logits=int(chunk.completes),
+    )

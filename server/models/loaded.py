@@ -17,6 +17,7 @@ from nanogpt.device import is_out_of_memory
 from nanogpt.inference.engine import Engine, NonFiniteLogits
 from nanogpt.inference.events import Failed
 from nanogpt.inference.request import Request
+from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.tokenizer import Tokenizer
 from server.errors import NotFound, ResourceExhausted
 from server.models.catalog import ModelRef, damaged, parameter_count, tokenizer_of
@@ -80,7 +81,8 @@ def build_engine(
     """
     tokenizer = tokenizer_of(ref, meta)
     try:
-        engine = Engine(load_model(ref.folder, device), tokenizer, num_slots=num_slots)
+        model = load_model(ref.folder, device)
+        engine = Engine(TorchRunner(model, tokenizer.vocab_size, num_slots=num_slots), tokenizer)
         _warm_up(engine)
     except FileNotFoundError:  # deleted meanwhile, or pruned in favour of a newer checkpoint
         raise NotFound("model", ref.reference) from None
