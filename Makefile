@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -57,8 +58,8 @@ fix: $(INSTALLED)  ## format the code and mend what the linters can
 protos: $(INSTALLED)  ## make the Python code of the .proto files again
 	$(call PROTOC,.)
 
-bench: $(INSTALLED)  ## time a training step beside plain PyTorch
-	$(BIN)/python -m benchmarks
+bench: $(INSTALLED)  ## measure speed beside others; BENCH='--suite=inference --quick' for less
+	$(BIN)/python -m benchmarks $(BENCH)
 
 campaign-quick: $(INSTALLED)  ## kill and resume trainers 3 times, compare every bit
 	CAMPAIGN_COUNT=3 $(BIN)/python -m pytest -m campaign -s tests/campaigns

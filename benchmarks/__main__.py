@@ -1,40 +1,78 @@
-"""Runs every benchmark, prints ratios, writes benchmarks/out/latest.json.
+"""Runs benchmarks, prints every figure, keeps them in benchmarks/out/latest.json.
 
-    python -m benchmarks
+    python -m benchmarks --suite=training,inference,serving --cells='gpt2*bfloat16'
+
+    --suite=NAMES     which suites, separated by commas; all by default
+    --cells=PATTERN   only cells whose name matches; * stands for any text, at both ends too
+    --quick           shorter work, fewer repetitions: shows that all runs, not how fast it is
+    --resume          leaves out cells that the file of results has already
+    --list            prints the names of the cells and measures nothing
 
 Exits with 1 if a guard does not hold: what is fast and wrong does not count. Absolute figures
 differ between machines and runs; the ratios were taken in one run.
 """
 
+import argparse
+import fnmatch
 import sys
+import time
+from collections.abc import Sequence
 
 from benchmarks import training_step
-from benchmarks.cell import RESULTS, Cell, write_results
+from benchmarks.plan import Options, Suite, Unmeasurable
+from benchmarks.report import report
+from benchmarks.results import RESULTS, read_results, write_result
 
-SUITES = (training_step.run,)
-
-
-def main() -> int:
-    cells = [run() for run in SUITES]
-    for cell in cells:
-        report(cell)
-    write_results(cells)
-    print(f"written to {RESULTS}")
-    return 0 if all(cell.guard.holds for cell in cells) else 1
+SUITES: dict[str, tuple[Suite, ...]] = {
+    "training": (training_step.plans,),
+}
 
 
-def report(cell: Cell) -> None:
-    """Prints one cell: medians in milliseconds, and how many times faster ours is."""
-    print(f"{cell.suite}: {cell.cell}, on {cell.device}, {cell.threads} threads")
-    print(f"  {cell.ours * 1e3:9.2f} ms  ours")
-    for name, seconds in sorted(cell.peers.items(), key=lambda peer: peer[1]):
-        print(f"  {seconds * 1e3:9.2f} ms  {name}: ours is {seconds / cell.ours:.2f} times as fast")
-    if cell.bound is not None:
-        print(f"  {cell.bound * 1e3:9.2f} ms  what the processor's measured peak would allow")
-    guard = cell.guard
-    verdict = "holds" if guard.holds else "DOES NOT HOLD"
-    print(f"  guard {verdict}: {guard.what}: {guard.value:.2g}, allowed {guard.limit:g}")
+def main(arguments: Sequence[str]) -> int:
+    asked = _parse(arguments)
+    options = Options(quick=asked.quick)
+    known = {result["cell"] for result in read_results()} if asked.resume else set()
+    plans = [plan for name in asked.suite for suite in SUITES[name] for plan in suite(options)]
+    pattern = f"*{asked.cells}*"
+    right = True
+    for plan in plans:
+        wanted = [c for c in plan.cells if fnmatch.fnmatchcase(c, pattern) and c not in known]
+        if asked.list:
+            print("\n".join(wanted), end="\n" if wanted else "")
+        elif wanted:
+            print(f"[{time.strftime('%H:%M:%S')}] measuring {'; '.join(wanted)}", flush=True)
+            try:
+                for cell in plan.measure(wanted):
+                    write_result(cell)
+                    print(report(cell), flush=True)
+                    right = right and cell.guard.holds
+            except Unmeasurable as error:
+                print(f"  not measured: {error}", flush=True)
+    if not asked.list:
+        print(f"written to {RESULTS}")
+    return 0 if right else 1
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--suite", type=_suites, default=list(SUITES))
+    parser.add_argument("--cells", default="*")
+    for switch in ("--quick", "--resume", "--list"):
+        parser.add_argument(switch, action="store_true")
+    return parser.parse_args(arguments)
+
+
+def _suites(names: str) -> list[str]:
+    found = names.split(",")
+    for name in found:
+        if name not in SUITES:
+            raise argparse.ArgumentTypeError(
+                f"{name}: no such suite; there are {', '.join(SUITES)}"
+            )
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

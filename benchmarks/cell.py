@@ -1,11 +1,12 @@
-"""One measurement of ours beside its peers, and where such measurements are kept."""
+"""One measurement of ours beside its peers: what it is, and whether it meets its target."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
-RESULTS = Path(__file__).parent / "out" / "latest.json"
+BEST_PEER_FACTOR = 1.2
+"""A cell's target: this many times as fast as the best peer, or BOUND_FRACTION of the bound,
+whichever is easier."""
+BOUND_FRACTION = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +35,50 @@ class Cell:
     guard: Guard
     device: str
     threads: int
+    amount: float = 1.0
+    """What one piece of work consists of, in units: tokens, requests, bytes."""
+    unit: str = ""
+    """Plural noun, if a rate (amount / seconds) says more than a duration."""
+    over_grpc: float | None = None
+    """The same work, asked of a server over gRPC."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Peers that were not measured, and why. They are not beaten."""
+    bound_applies: bool = True
+    """False if the work may beat the bound: what it reads may stay in the processor's caches."""
+    notes: tuple[str, ...] = ()
 
     @property
-    def ratio_to_best_peer(self) -> float:
-        """How many times faster ours is than the fastest peer."""
-        return min(self.peers.values()) / self.ours
+    def best_peer(self) -> str | None:
+        """The fastest peer, None if none was measured."""
+        return min(self.peers, key=lambda name: self.peers[name], default=None)
+
+    @property
+    def ratio_to_best_peer(self) -> float | None:
+        """How many times as fast ours is as the fastest peer."""
+        return self.peers[self.best_peer] / self.ours if self.best_peer else None
+
+    @property
+    def share_of_bound(self) -> float | None:
+        """The bound's duration over ours: 1 is as fast as the device allows."""
+        return self.bound / self.ours if self.bound else None
+
+    @property
+    def target(self) -> float | None:
+        """The longest duration that is good enough, None if there is nothing to compare with."""
+        targets = [self.peers[self.best_peer] / BEST_PEER_FACTOR] if self.best_peer else []
+        if self.bound is not None and self.bound_applies:
+            targets.append(self.bound / BOUND_FRACTION)
+        return max(targets, default=None)
 
     def to_json(self) -> dict[str, object]:
         return {
             **asdict(self),
             "peers": dict(self.peers),
+            "missing": dict(self.missing),
+            "best_peer": self.best_peer,
             "ratio_to_best_peer": self.ratio_to_best_peer,
+            "share_of_bound": self.share_of_bound,
+            "target": self.target,
+            "meets_target": None if self.target is None else self.ours <= self.target,
             "guard": {**asdict(self.guard), "holds": self.guard.holds},
         }
-
-
-def write_results(cells: Sequence[Cell], path: Path = RESULTS) -> None:
-    """Replaces the results of the latest run, one object a cell."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps([cell.to_json() for cell in cells], indent=2) + "\n")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.cell import Cell, Guard
 from benchmarks.plain_pytorch import PlainGPT, PlainLoop
+from benchmarks.plan import Options, Plan, single
 from nanogpt.config import TrainConfig
 from nanogpt.device import device_name, dtype_name, measure_peak, pick_dtype
 from nanogpt.flops import training_flops_per_token
@@ -29,6 +30,7 @@ CONFIG = TrainConfig(
     n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, dropout=0.0, max_iters=2000
 )
 VOCAB_SIZE = 65
+CELL = "training step, 4/4/128, 12 x 64 tokens"
 WARMUP_STEPS, TURNS, STEPS_PER_TURN = 20, 6, 10
 LOSS_TOLERANCE = 0.02  # nats; bfloat16 keeps 8 significant bits, one part in 256
 
@@ -36,8 +38,13 @@ Step = Callable[[Tensor, Tensor], float]
 """Takes one step on token ids and targets (A, B, T) and returns the loss."""
 
 
+def plans(options: Options) -> list[Plan]:
+    """One cell, measured for about ten seconds."""
+    return [single(CELL, run)]
+
+
 def run() -> Cell:
-    """Measures for about ten seconds."""
+    """Measures the one cell."""
     device = torch.device("cpu")
     dtype = pick_dtype(CONFIG.dtype, device)
     torch.manual_seed(CONFIG.seed)
@@ -56,7 +63,7 @@ def run() -> Cell:
     peak = measure_peak(device, dtype, bandwidth=False).flops
     return Cell(
         suite="training-step",
-        cell=f"4/4/128, 12 x 64 tokens, {dtype_name(dtype)}",
+        cell=CELL,
         ours=ours,
         peers=seconds,
         bound=None if peak is None else flops / peak,
@@ -65,6 +72,7 @@ def run() -> Cell:
         ),
         device=device_name(device),
         threads=torch.get_num_threads(),
+        notes=(f"ours computes in {dtype_name(dtype)}",),
     )
 
 

@@ -1,0 +1,26 @@
+"""The file of results: one object a cell, written after each one, so that a run can go on."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cell import Cell
+
+RESULTS = Path(__file__).parent / "out" / "latest.json"
+
+
+def read_results(path: Path = RESULTS) -> list[dict[str, Any]]:
+    """Every cell's latest result, none if nothing was measured yet."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def write_result(cell: Cell, path: Path = RESULTS) -> None:
+    """Adds a result, in the place of an earlier one of the same cell."""
+    results = {(result["suite"], result["cell"]): result for result in read_results(path)}
+    measured_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    results[cell.suite, cell.cell] = {**cell.to_json(), "measured_at": measured_at}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = path.with_suffix(".writing")
+    writing.write_text(json.dumps(list(results.values()), indent=2) + "\n")
+    writing.rename(path)
