@@ -148,6 +148,7 @@ class App:
         self.datasets = DatasetStore(
             settings.data_dir,
             max_upload_bytes=settings.max_upload_bytes,
+            max_datasets_bytes=settings.max_datasets_bytes,
             in_use=lambda: self.jobs.datasets_in_use(),
         )
         self.models = ModelStore(

@@ -14,11 +14,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from nanogpt.config import Violation
-from nanogpt.datasets.dataset import BadDataset, Dataset, DatasetMeta
-from nanogpt.datasets.prepare import prepare_text
+from nanogpt.datasets.dataset import (
+    BadDataset,
+    Dataset,
+    DatasetMeta,
+    MissingParquet,
+    TooMuchText,
+)
+from nanogpt.datasets.parquet_file import check_parquet
+from nanogpt.datasets.prepare import Phase, prepare_documents, prepare_text
 from nanogpt.datasets.shipped import DownloadFailed, ShippedDataset
 from nanogpt.durable import sync_folder
 from server.errors import (
@@ -38,6 +45,8 @@ logger = logging.getLogger(__name__)
 MAX_PREPARED_AT_A_TIME = 2
 """Preparing takes minutes, and every request needs one of the few threads that it runs in."""
 
+TEXT = "text"  # the format of an upload that is one text
+
 STAGING_PREFIX = ".staging-"  # no name begins with a dot
 
 T = TypeVar("T")
@@ -49,6 +58,8 @@ class DatasetInfo:
 
     name: str
     meta: DatasetMeta
+    size_bytes: int
+    """Of its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +71,43 @@ class NewDataset:
     val_ratio: float
     encoding: str | None = None
     shipped: ShippedDataset | None = None
+    format: str = TEXT
+    """`text`, or one of `nanogpt.datasets.documents.FORMATS`."""
+    text_field: str = "text"
+    max_documents: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInProgress:
+    """A dataset that is being made, and how far it is."""
+
+    name: str
+    phase: Literal["uploading"] | Phase = "uploading"
+    bytes_done: int = 0
+    """Received, or of text processed in this phase."""
+    bytes_total: int | None = None
+    """Of text to process in this phase; None while it is uploaded."""
+    uploaded_bytes: int = 0
 
 
 class DatasetStore:
     """Lists, makes and deletes datasets."""
 
     def __init__(
-        self, data_dir: Path, *, max_upload_bytes: int, in_use: Callable[[], Awaitable[set[str]]]
+        self,
+        data_dir: Path,
+        *,
+        max_upload_bytes: int,
+        in_use: Callable[[], Awaitable[set[str]]],
+        max_datasets_bytes: int | None = None,
     ) -> None:
+        """`max_datasets_bytes` is for all datasets together, with what is being uploaded; None
+        sets no limit."""
         self._folder = data_dir / "datasets"
         self._max_upload_bytes = max_upload_bytes
+        self._max_datasets_bytes = max_datasets_bytes
         self._in_use = in_use
-        self._being_made: set[str] = set()
+        self._being_made: dict[str, DatasetInProgress] = {}
         self._preparing = asyncio.Semaphore(MAX_PREPARED_AT_A_TIME)
         self._folder.mkdir(parents=True, exist_ok=True)
         for left_behind in self._folder.glob(f"{STAGING_PREFIX}*"):
@@ -93,32 +129,43 @@ class DatasetStore:
         if not is_name(name) or not (self._folder / name).is_dir():
             raise NotFound("dataset", name)
         try:
-            return DatasetInfo(name, Dataset.open(self._folder / name).meta)
+            folder = self._folder / name
+            return DatasetInfo(name, Dataset.open(folder).meta, _size_bytes(folder))
         except (BadDataset, OSError):
             raise DataLoss(
                 "dataset", name, f"dataset {name!r} is damaged; delete it and create it again"
             ) from None
 
+    def in_progress(self) -> tuple[DatasetInProgress, ...]:
+        """The datasets that are being made, in the order in which they were begun."""
+        return tuple(self._being_made.values())
+
     async def create(self, new: NewDataset, text: AsyncIterator[bytes]) -> DatasetInfo:
         """Makes a dataset of the text, or of the shipped text if there is none.
 
-        Raises AlreadyExists, InvalidArgument if the text cannot be used, ResourceExhausted if it
-        is too large or the disk is full, Unavailable if a shipped text cannot be downloaded.
+        Raises AlreadyExists, InvalidArgument if the text cannot be used, ResourceExhausted if it,
+        or all datasets together, are too large or the disk is full, FailedPrecondition if it needs
+        a library that is not there, Unavailable if a shipped text cannot be downloaded.
         """
         if new.name in self._being_made or (self._folder / new.name).exists():
             raise AlreadyExists("dataset", new.name)
-        self._being_made.add(new.name)
+        if new.format == "parquet":
+            with _explained():
+                check_parquet()
+        self._being_made[new.name] = DatasetInProgress(new.name)
         try:
             with full_disk_is_exhausted(), self._staging() as staging:
-                source = staging / "text"
-                size = await self._receive(text, source)
+                source = staging / "upload"
+                await self._receive(new.name, text, source)
                 prepared = staging / new.name
                 async with self._preparing:
-                    await _in_thread(lambda alive: _make(new, source, size, prepared, alive))
+                    await _in_thread(lambda alive: self._make(new, source, prepared, alive))
+                self._being_made[new.name] = DatasetInProgress(new.name, "checking")
+                self._check_quota(self._stored_bytes() + _size_bytes(prepared))
                 prepared.rename(self._folder / new.name)
                 sync_folder(self._folder)
         finally:
-            self._being_made.discard(new.name)
+            del self._being_made[new.name]
         return self.get(new.name)
 
     async def delete(self, name: str) -> None:
@@ -148,9 +195,10 @@ class DatasetStore:
         finally:
             shutil.rmtree(staging)
 
-    async def _receive(self, text: AsyncIterator[bytes], path: Path) -> int:
-        """Writes the upload to a file and returns its size in bytes."""
-        size = 0
+    async def _receive(self, name: str, text: AsyncIterator[bytes], path: Path) -> None:
+        """Writes the upload to a file."""
+        size, stored = 0, self._stored_bytes()
+        self._check_quota(stored)
         with path.open("wb") as file:
             async for chunk in text:
                 size += len(chunk)
@@ -160,39 +208,89 @@ class DatasetStore:
                         "this server allows",
                         limit="upload_bytes",
                     )
+                self._being_made[name] = DatasetInProgress(
+                    name, bytes_done=size, uploaded_bytes=size
+                )
+                self._check_quota(stored)
                 await asyncio.to_thread(file.write, chunk)
-        return size
+
+    def _stored_bytes(self) -> int:
+        """Of all datasets that are finished."""
+        return sum(_size_bytes(f) for f in self._folder.iterdir() if is_name(f.name))
+
+    def _check_quota(self, stored_bytes: int) -> None:
+        """Raises ResourceExhausted if so much, and what is being uploaded, is too much."""
+        if self._max_datasets_bytes is None:
+            return
+        uploaded = sum(dataset.uploaded_bytes for dataset in self._being_made.values())
+        if stored_bytes + uploaded > self._max_datasets_bytes:
+            raise ResourceExhausted(
+                f"all datasets together may have {self._max_datasets_bytes} bytes on this server, "
+                f"and with this one they would have {stored_bytes + uploaded} or more; "
+                "delete one, or make a smaller one",
+                limit="datasets_bytes",
+            )
+
+    def _make(self, new: NewDataset, source: Path, folder: Path, alive: Callable[[], bool]) -> None:
+        """Prepares the upload at `source`, after fetching or checking it if it is a shipped one."""
+        size = source.stat().st_size
+
+        def progress(phase: Phase, bytes_done: int, bytes_total: int) -> None:
+            if not alive():
+                raise _Abandoned
+            self._being_made[new.name] = DatasetInProgress(
+                new.name, phase, bytes_done, bytes_total, uploaded_bytes=size
+            )
+
+        with _explained():
+            if new.shipped is not None and size:
+                new.shipped.check_text(source)
+            elif new.shipped is not None:
+                _fetch(new.shipped, source)
+            if new.format == TEXT:
+                prepare_text(
+                    source,
+                    folder,
+                    tokenizer=new.tokenizer,
+                    val_ratio=new.val_ratio,
+                    encoding=new.encoding,
+                    progress=progress,
+                )
+            else:
+                prepare_documents(
+                    source,
+                    folder,
+                    format=new.format,
+                    tokenizer=new.tokenizer,
+                    val_ratio=new.val_ratio,
+                    encoding=new.encoding,
+                    text_field=new.text_field,
+                    max_documents=new.max_documents,
+                    max_text_bytes=self._max_upload_bytes,
+                    progress=progress,
+                )
 
 
 class _Abandoned(Exception):
     """Nobody waits for the dataset any more."""
 
 
-def _make(
-    new: NewDataset, source: Path, size: int, folder: Path, alive: Callable[[], bool]
-) -> None:
-    """Prepares the text at `source`, after fetching or checking it if it is a shipped one."""
-
-    def check_alive(_: float) -> None:
-        if not alive():
-            raise _Abandoned
-
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns what is wrong with an upload into an error that its sender gets."""
     try:
-        if new.shipped is not None:
-            if size:
-                new.shipped.check_text(source)
-            else:
-                _fetch(new.shipped, source)
-        prepare_text(
-            source,
-            folder,
-            tokenizer=new.tokenizer,
-            val_ratio=new.val_ratio,
-            encoding=new.encoding,
-            progress=check_alive,
-        )
+        yield
+    except TooMuchText as error:
+        raise ResourceExhausted(str(error), limit="upload_bytes") from None
+    except MissingParquet as error:
+        raise FailedPrecondition("parquet_missing", "parquet", str(error)) from None
     except BadDataset as error:
         raise InvalidArgument([Violation("text", str(error))]) from None
+
+
+def _size_bytes(folder: Path) -> int:
+    """Of the files in a dataset's folder."""
+    return sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
 
 
 def _fetch(shipped: ShippedDataset, path: Path) -> None:

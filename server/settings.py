@@ -103,7 +103,14 @@ class Settings(BaseSettings):
         default=3, ge=0, le=1000, description="Crashes of a job's trainer before the job fails."
     )
     max_upload_bytes: int = Field(
-        default=1 << 30, ge=1, description="Largest text that CreateDataset takes, in bytes."
+        default=1 << 30,
+        ge=1,
+        description="Most bytes that CreateDataset takes, and that they may unpack to.",
+    )
+    max_datasets_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Bytes that all datasets may take together; unset is what the disk holds.",
     )
     max_deadline_seconds: float = Field(
         default=600,

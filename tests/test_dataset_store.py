@@ -2,12 +2,15 @@
 
 import asyncio
 import errno
+import gzip
+import json
 import threading
 from collections.abc import AsyncIterator
 
 import pytest
+from test_archive import tar
 
-from nanogpt.datasets import shipped
+from nanogpt.datasets import parquet_file, shipped
 from nanogpt.datasets.dataset import BadDataset
 from nanogpt.datasets.shipped import SHIPPED, DownloadFailed
 from server import dataset_store
@@ -29,13 +32,18 @@ CHAR = NewDataset("tiny", "char", 0.1)
 class Store(DatasetStore):
     """A store in a temporary folder whose datasets in use the test decides."""
 
-    def __init__(self, data_dir, max_upload_bytes=1 << 20):
+    def __init__(self, data_dir, max_upload_bytes=1 << 20, max_datasets_bytes=None):
         self.used = set()
 
         async def in_use():
             return self.used
 
-        super().__init__(data_dir, max_upload_bytes=max_upload_bytes, in_use=in_use)
+        super().__init__(
+            data_dir,
+            max_upload_bytes=max_upload_bytes,
+            in_use=in_use,
+            max_datasets_bytes=max_datasets_bytes,
+        )
 
 
 @pytest.fixture
@@ -131,7 +139,7 @@ async def test_cancelling_stops_the_preparation_and_waits_for_it(store, tmp_path
         loop.call_soon_threadsafe(preparing.set)
         cancelled.wait(10)
         try:
-            progress(0.5)
+            progress("reading", 1, 2)
         finally:
             ended.set()
 
@@ -250,3 +258,115 @@ async def test_a_file_beside_the_datasets_is_none(store, tmp_path):
     await store.create(CHAR, chunks(TEXT))
     (tmp_path / "datasets" / "notes").write_text("by whoever keeps the folder")
     assert [dataset.name for dataset in store.list()] == ["tiny"]
+
+
+def lines(*texts: str) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+async def test_documents_become_a_dataset(store, tmp_path):
+    new = NewDataset("web", "gpt2", 0.1, format="jsonl", max_documents=2)
+    made = await store.create(new, chunks(lines("one", "two", "three")))
+    assert made.meta.report is not None and made.meta.report.documents == 2
+    assert made.size_bytes == sum(f.stat().st_size for f in (tmp_path / "datasets/web").iterdir())
+    assert store.get("web") == made and files(tmp_path) == ["web"]
+
+
+@pytest.mark.parametrize("format", ["tar", "jsonl"])
+async def test_unusable_documents_are_the_callers_fault(store, tmp_path, format):
+    with pytest.raises(InvalidArgument) as caught:
+        await store.create(NewDataset("web", "gpt2", 0.1, format=format), chunks(b"text"))
+    assert [violation.field for violation in caught.value.violations] == ["text"]
+    assert files(tmp_path) == []
+
+
+async def test_what_an_upload_unpacks_to_is_limited(tmp_path):
+    store = Store(tmp_path, max_upload_bytes=10_000)
+    bomb = gzip.compress(tar({"a.txt": b"text" * 5000}))
+    with pytest.raises(ResourceExhausted, match="10,000 bytes") as caught:
+        await store.create(NewDataset("bomb", "char", 0.1, format="tar"), chunks(bomb))
+    assert caught.value.limit == "upload_bytes" and files(tmp_path) == []
+
+
+async def test_parquet_without_its_library_is_refused_before_the_upload(store, monkeypatch):
+    monkeypatch.setattr(parquet_file, "find_spec", lambda name: None)
+
+    async def unread():
+        raise AssertionError("read")
+        yield b""
+
+    with pytest.raises(FailedPrecondition, match="install"):
+        await store.create(NewDataset("web", "gpt2", 0.1, format="parquet"), unread())
+    assert store.in_progress() == ()
+
+
+async def test_all_datasets_together_are_limited(tmp_path):
+    store = Store(tmp_path)
+    size = (await store.create(CHAR, chunks(TEXT))).size_bytes
+    limited = Store(tmp_path, max_datasets_bytes=2 * size + 100)
+    await limited.create(NewDataset("second", "char", 0.1), chunks(TEXT))
+    with pytest.raises(ResourceExhausted, match=f"together may have {2 * size + 100} ") as caught:
+        await limited.create(NewDataset("third", "char", 0.1), chunks(TEXT))
+    assert caught.value.limit == "datasets_bytes"
+    assert files(tmp_path) == ["second", "tiny"] and limited.in_progress() == ()
+    await limited.delete("second")
+    await limited.create(NewDataset("third", "char", 0.1), chunks(TEXT))
+
+
+async def test_tokens_count_when_they_are_made(tmp_path):
+    """Two bytes a character: the upload fits, what is made of it does not."""
+    store = Store(tmp_path, max_datasets_bytes=len(TEXT) + 10)
+    with pytest.raises(ResourceExhausted, match="together"):
+        await store.create(CHAR, chunks(TEXT))
+    assert files(tmp_path) == []
+
+
+async def test_uploads_that_run_count_together(tmp_path):
+    store = Store(tmp_path, max_datasets_bytes=2 * len(TEXT) - 1)
+    waiting, gate = asyncio.Event(), asyncio.Event()
+
+    async def slow():
+        yield TEXT
+        waiting.set()
+        await gate.wait()
+        raise ConnectionResetError
+
+    first = asyncio.create_task(store.create(CHAR, slow()))
+    await waiting.wait()
+    with pytest.raises(ResourceExhausted, match="together"):
+        await store.create(NewDataset("second", "char", 0.1), chunks(TEXT))
+    gate.set()
+    with pytest.raises(ConnectionResetError):
+        await first
+
+
+async def test_progress_can_be_followed(store, monkeypatch):
+    seen = []
+    prepare = dataset_store.prepare_text
+
+    def watched(source, folder, *, progress, **options):
+        def both(*call):
+            progress(*call)
+            seen.append(store.in_progress())
+
+        return prepare(source, folder, progress=both, **options)
+
+    monkeypatch.setattr(dataset_store, "prepare_text", watched)
+
+    async def text():
+        seen.append(store.in_progress())
+        yield TEXT
+        seen.append(store.in_progress())
+
+    await store.create(CHAR, text())
+    found = [dataset for [dataset] in seen]
+    assert {dataset.name for dataset in found} == {"tiny"}
+    size = len(TEXT)
+    assert [(d.phase, d.bytes_done, d.bytes_total) for d in found] == [
+        ("uploading", 0, None),
+        ("uploading", size, None),
+        ("reading", size, size),
+        ("tokenizing", size, size),
+        ("checking", 2 * int(size * 0.9), 2 * int(size * 0.9)),
+    ]
+    assert store.in_progress() == ()

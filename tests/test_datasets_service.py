@@ -107,6 +107,38 @@ async def test_windows_text_is_recognized_or_named(stub):
     assert fields(error) == ["text"] and "offset 1 " in error.details()
 
 
+async def test_documents_and_their_report(stub):
+    text = "".join(f'{{"body": "Document {i}, and more.", "n": {i}}}\n' for i in range(20))
+    made = await create(
+        stub,
+        text,
+        name="web",
+        format=pb.DatasetSpec.FORMAT_JSONL,
+        text_field="body",
+        max_documents=15,
+        tokenizer=pb.TOKENIZER_GPT2,
+    )
+    assert (made.report.documents, made.report.empty_documents) == (15, 0)
+    assert made.report.used_tokens > 15 and len(made.report.warnings) >= 1
+    assert made.size_bytes > 2 * (made.train_tokens + made.val_tokens)
+    error = await refused(create(stub, text, name="x", format=pb.DatasetSpec.FORMAT_JSONL))
+    assert fields(error) == ["text"] and "line 1 has no field 'text'" in error.details()
+
+
+async def test_a_dataset_that_is_being_made_is_listed(stub):
+    call = stub.CreateDataset()
+    await call.write(pb.CreateDatasetRequest(spec=pb.DatasetSpec(name="half")))
+    await call.write(pb.CreateDatasetRequest(text=TEXT.encode()))
+    while True:
+        found = (await stub.ListDatasets(pb.ListDatasetsRequest())).in_progress
+        if found and found[0].bytes_done:
+            break
+    assert found[0] == pb.DatasetInProgress(
+        name="half", phase=pb.DatasetInProgress.PHASE_UPLOADING, bytes_done=len(TEXT)
+    )
+    call.cancel()
+
+
 async def test_every_wrong_field_is_named_at_once(stub):
     spec = {
         "name": "../etc",
@@ -114,6 +146,9 @@ async def test_every_wrong_field_is_named_at_once(stub):
         "tokenizer": 9,
         "val_ratio": float("nan"),
         "encoding": "latin-1",
+        "format": 9,
+        "text_field": "x" * 257,
+        "max_documents": 0,
     }
     error = await refused(create(stub, TEXT, **spec))
     assert fields(error) == [
@@ -122,6 +157,9 @@ async def test_every_wrong_field_is_named_at_once(stub):
         "spec.tokenizer",
         "spec.val_ratio",
         "spec.encoding",
+        "spec.format",
+        "spec.text_field",
+        "spec.max_documents",
     ]
     assert "did you mean 'shakespeare'" in error.details()
 
@@ -209,9 +247,19 @@ async def test_a_shipped_text_that_is_sent_is_checked(stub, monkeypatch):
 
 
 async def test_what_a_shipped_dataset_fixes_cannot_be_changed(stub):
-    spec = {"tokenizer": pb.TOKENIZER_GPT2, "val_ratio": 0.2, "encoding": "cp1252"}
+    spec = {
+        "tokenizer": pb.TOKENIZER_GPT2,
+        "val_ratio": 0.2,
+        "encoding": "cp1252",
+        "format": pb.DatasetSpec.FORMAT_TAR,
+    }
     error = await refused(create(stub, shipped="shakespeare_char", **spec))
-    assert fields(error) == ["spec.tokenizer", "spec.val_ratio", "spec.encoding"]
+    assert fields(error) == [
+        "spec.tokenizer",
+        "spec.val_ratio",
+        "spec.encoding",
+        "spec.format",
+    ]
 
 
 async def test_the_list_tells_what_ships(stub):

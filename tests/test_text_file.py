@@ -5,11 +5,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt.datasets.dataset import BadDataset
-from nanogpt.datasets.text_file import CHUNK_BYTES, decode, detect_encoding, read_bytes
+from nanogpt.datasets.text_file import (
+    CHUNK_BYTES,
+    decode,
+    decode_with_replacement,
+    in_its_encoding,
+    read_bytes,
+)
 
 
-def ignore(fraction: float) -> None:
+def ignore(position: int) -> None:
     """Nobody watches."""
+
+
+def detect_encoding(path, progress):
+    def read(encoding: str) -> str:
+        assert list(decode(read_bytes(path, progress), encoding))
+        return encoding
+
+    return in_its_encoding(path, read)
 
 
 @settings(derandomize=True, deadline=None, database=None)
@@ -73,10 +87,22 @@ def test_utf_16_is_named(tmp_path, encoding):
         detect_encoding(tmp_path / "text", ignore)
 
 
-def test_progress_ends_at_one(tmp_path):
-    (tmp_path / "text").write_bytes(b"x" * (2 * CHUNK_BYTES + 1))
-    fractions: list[float] = []
-    assert b"".join(read_bytes(tmp_path / "text", fractions.append)).count(b"x") == len(
-        (tmp_path / "text").read_bytes()
-    )
-    assert fractions == sorted(fractions) and len(fractions) == 3 and fractions[-1] == 1.0
+def test_progress_ends_at_the_files_size(tmp_path):
+    size = 2 * CHUNK_BYTES + 1
+    (tmp_path / "text").write_bytes(b"x" * size)
+    positions: list[int] = []
+    assert len(b"".join(read_bytes(tmp_path / "text", positions.append))) == size
+    assert positions == [CHUNK_BYTES, 2 * CHUNK_BYTES, size]
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "text", "undecodable"),
+    [
+        ("naïve \ufffd".encode(), "utf-8", "naïve \ufffd", 0),
+        (b"a\xffb\xe2\x82", "utf-8", "a\ufffdb\ufffd", 2),
+        (b"\xe2\xef\xbf\xbd", "utf-8", "\ufffd\ufffd", 1),
+        (b"\xe9\x81", "cp1252", "é\ufffd", 1),
+    ],
+)
+def test_replaced_bytes_are_counted_apart_from_what_was_there(data, encoding, text, undecodable):
+    assert decode_with_replacement(data, encoding) == (text, undecodable)

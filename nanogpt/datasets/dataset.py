@@ -10,7 +10,7 @@ It neither writes nor prepares anything, and knows nothing about where folders a
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self
@@ -30,6 +30,34 @@ class BadDataset(ValueError):
     """A text that cannot become a dataset, or a dataset that is damaged; says what is wrong."""
 
 
+class TooMuchText(BadDataset):
+    """A text, or what an upload unpacks to, is larger than allowed; says how large that is."""
+
+
+class MissingParquet(BadDataset):
+    """Parquet cannot be read here; says what to install."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """What was found while a dataset was made."""
+
+    documents: int
+    """Texts it was made of."""
+    empty_documents: int
+    """Documents without text, which were left out."""
+    undecodable_characters: int
+    """Characters that could not be decoded and stand as U+FFFD."""
+    used_tokens: int
+    """Distinct tokens that occur."""
+    unknown_val_tokens: int
+    """Tokens of the validation split that do not occur in the training split."""
+    train_val_overlap: float
+    """Share of the validation split's windows that also stand in the training split, in [0, 1]."""
+    warnings: list[str]
+    """Things to know before training, each a sentence."""
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetMeta:
     """What is known about a dataset. None where the folder of another program does not say."""
@@ -42,13 +70,15 @@ class DatasetMeta:
     characters: int | None
     """Characters in the text, both splits together."""
     val_ratio: float
-    """Fraction kept for validation: of the characters, or of the tokens if unknown."""
+    """Fraction kept for validation: of the characters of a single text, else of the tokens."""
     encoding: str | None
-    """How the text was read: `utf-8` or `cp1252`."""
+    """How the text was read: `utf-8` or `cp1252`; None if its documents differ."""
     source_sha256: str | None
-    """SHA-256 of the text's bytes, in hexadecimal."""
+    """SHA-256 of the bytes that it was made of, in hexadecimal."""
     create_time: float
     """Unix seconds."""
+    report: DatasetReport | None = None
+    """None for a dataset that was made elsewhere."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of meta.json, with the keys by which the gem finds a char vocabulary."""
@@ -62,12 +92,23 @@ class DatasetMeta:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`. Raises ValueError naming what is missing or of a wrong type."""
-        for name, kinds in _META_TYPES.items():
-            if name not in content:
-                raise ValueError(f"{name} is missing")
-            if not isinstance(content[name], kinds):
-                raise ValueError(f"{name} is {content[name]!r}")
-        return cls(**{spec.name: content[spec.name] for spec in fields(cls)})
+        values = _typed(content, _META_TYPES)
+        report = content.get("report")
+        if report is not None:
+            if not isinstance(report, dict):
+                raise ValueError(f"report is {report!r}")
+            values["report"] = DatasetReport(**_typed(report, _REPORT_TYPES))
+        return cls(**values)
+
+
+def _typed(content: Mapping[str, Any], types: Mapping[str, type | UnionType]) -> dict[str, Any]:
+    """The named values of a mapping. Raises ValueError if one is missing or of a wrong type."""
+    for name, kinds in types.items():
+        if name not in content:
+            raise ValueError(f"{name} is missing")
+        if not isinstance(content[name], kinds):
+            raise ValueError(f"{name} is {content[name]!r}")
+    return {name: content[name] for name in types}
 
 
 _META_TYPES: dict[str, type | UnionType] = {
@@ -80,6 +121,15 @@ _META_TYPES: dict[str, type | UnionType] = {
     "encoding": str | None,
     "source_sha256": str | None,
     "create_time": int | float,
+}
+_REPORT_TYPES: dict[str, type | UnionType] = {
+    "documents": int,
+    "empty_documents": int,
+    "undecodable_characters": int,
+    "used_tokens": int,
+    "unknown_val_tokens": int,
+    "train_val_overlap": int | float,
+    "warnings": list,
 }
 
 
@@ -97,8 +147,8 @@ class Dataset:
     def open(cls, folder: Path) -> Self:
         """Opens any of the layouts above. Raises BadDataset naming the file that is wrong."""
         tokens: dict[Split, NDArray[np.uint16]] = {
-            "train": _map_tokens(folder / "train.bin"),
-            "val": _map_tokens(folder / "val.bin"),
+            "train": map_tokens(folder / "train.bin"),
+            "val": map_tokens(folder / "val.bin"),
         }
         name = "meta.pkl" if (folder / "meta.pkl").exists() else None
         name = "meta.json" if (folder / "meta.json").exists() else name
@@ -131,7 +181,8 @@ class Dataset:
         return self._tokens[split]
 
 
-def _map_tokens(path: Path) -> NDArray[np.uint16]:
+def map_tokens(path: Path) -> NDArray[np.uint16]:
+    """The ids in a token file, read-only. Raises BadDataset naming the file if it cannot be one."""
     try:
         size_bytes = path.stat().st_size
     except FileNotFoundError:

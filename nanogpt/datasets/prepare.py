@@ -1,10 +1,12 @@
-"""A text file into a dataset folder, in memory that does not grow with the file.
+"""A text, or many documents, into a dataset folder, in memory that does not grow with them.
 
-The file is read twice (and once before that if its encoding has to be found out): for its length,
-hash and vocabulary, then for its tokens. The first characters are the training split, the rest is
-for validation, as nanoGPT has it; GPT-2's encoding begins anew at the border.
+One text is read twice (three times if it is not UTF-8): for its length, hash and vocabulary, then
+for its tokens. The first characters are the training split, the rest is for validation, as nanoGPT
+has it; GPT-2's encoding begins anew at the border. Documents are gathered into one file, then
+become tokens one after another, and the last tokens are for validation, as openwebtext has it.
 
     prepare_text(Path("input.txt"), Path("data/datasets/shakespeare_char"), tokenizer="char")
+    prepare_documents(Path("a.jsonl"), Path("data/datasets/web"), format="jsonl", tokenizer="gpt2")
 """
 
 import errno
@@ -18,16 +20,29 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from tempfile import TemporaryDirectory
+from typing import Literal
 
-import numpy as np
-
-from nanogpt.datasets.dataset import MAX_VOCAB_SIZE, TOKEN_DTYPE, BadDataset, DatasetMeta
-from nanogpt.datasets.piece_buffer import PieceBuffer
-from nanogpt.datasets.text_file import ENCODINGS, decode, detect_encoding, read_bytes
+from nanogpt.datasets.dataset import (
+    MAX_VOCAB_SIZE,
+    BadDataset,
+    DatasetMeta,
+    DatasetReport,
+    map_tokens,
+)
+from nanogpt.datasets.documents import FORMATS, Documents
+from nanogpt.datasets.report import look_over, warnings_about
+from nanogpt.datasets.spool import Spool, read_spool
+from nanogpt.datasets.text_file import ENCODINGS, decode, in_its_encoding, read_bytes
+from nanogpt.datasets.token_file import TokenWriter, move_tail
 from nanogpt.durable import sync_file, sync_folder
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
+
+Phase = Literal["reading", "tokenizing", "checking"]
+Progress = Callable[[Phase, int, int], None]
+"""Gets the part of the work, the bytes done in it, which hardly ever fall, and those to do."""
 
 
 def prepare_text(
@@ -37,29 +52,25 @@ def prepare_text(
     tokenizer: str,
     val_ratio: float = 0.1,
     encoding: str | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> DatasetMeta:
     """Writes `folder` out of a text file and returns what it holds.
 
     `tokenizer` is `char` or `gpt2`, `val_ratio` the fraction of the characters kept for validation,
-    in (0, 1), `encoding` one of `utf-8` and `cp1252`, or None to find out. `progress` gets
-    fractions in [0, 1] that never fall. The folder appears complete or not at all.
+    in (0, 1), `encoding` one of `utf-8` and `cp1252`, or None to find out. The folder appears
+    complete or not at all.
 
     Raises BadDataset if the text cannot become a dataset, FileExistsError if the folder exists.
     """
-    if folder.exists():
-        raise _exists(folder)
-    if tokenizer not in (CharTokenizer.kind, GPT2Tokenizer.kind):
-        raise BadDataset(f"tokenizer must be char or gpt2, got {tokenizer!r}")
-    if not 0 < val_ratio < 1:
-        raise BadDataset(f"val_ratio must be in (0, 1), got {val_ratio}")
-    if encoding is not None and encoding not in ENCODINGS:
-        raise BadDataset(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
-    report = progress if progress is not None else lambda fraction: None
-    if encoding is None:
-        encoding = detect_encoding(source, lambda fraction: report(0.0))
+    _check(folder, tokenizer, val_ratio, encoding)
+    progress = progress or _nobody
+    size_bytes = source.stat().st_size
+    reading = partial(progress, "reading")
 
-    survey = _survey(source, encoding, lambda fraction: report(fraction / 2))
+    def survey_as(encoding: str) -> _Survey:
+        return _survey(source, encoding, lambda done: reading(done, size_bytes))
+
+    survey = survey_as(encoding) if encoding is not None else in_its_encoding(source, survey_as)
     train_characters = split_point(survey.characters, val_ratio)
     if not 0 < train_characters < survey.characters:
         raise BadDataset(
@@ -68,21 +79,158 @@ def prepare_text(
         )
     chosen = _tokenizer(tokenizer, survey.vocabulary)
     with _written_aside(folder) as aside:
-        texts = decode(read_bytes(source, lambda fraction: report((1 + fraction) / 2)), encoding)
-        train_tokens, val_tokens = _write_splits(texts, train_characters, chosen, aside)
-        meta = DatasetMeta(
-            tokenizer=chosen.to_json(),
-            vocab_size=chosen.vocab_size,
-            train_tokens=train_tokens,
-            val_tokens=val_tokens,
+        tokenizing = partial(progress, "tokenizing")
+        chunks = read_bytes(source, lambda done: tokenizing(done, size_bytes))
+        _write_splits(decode(chunks, survey.encoding), train_characters, chosen, aside)
+        return _describe(
+            aside,
+            chosen,
+            progress,
             characters=survey.characters,
             val_ratio=val_ratio,
-            encoding=encoding,
+            encoding=survey.encoding,
             source_sha256=survey.sha256,
-            create_time=time.time(),
         )
-        (aside / "meta.json").write_text(json.dumps(meta.to_json(), indent=2), "utf-8")
-    report(1.0)
+
+
+def prepare_documents(
+    source: Path,
+    folder: Path,
+    *,
+    format: str,
+    tokenizer: str,
+    val_ratio: float = 0.1,
+    encoding: str | None = None,
+    text_field: str = "text",
+    max_documents: int | None = None,
+    max_text_bytes: int = 1 << 40,
+    progress: Progress | None = None,
+) -> DatasetMeta:
+    """Writes `folder` out of an upload of several documents and returns what it holds.
+
+    `format` is one of `nanogpt.datasets.documents.FORMATS`, `text_field` holds the text of a JSON
+    line or a Parquet row. `val_ratio` is a fraction of the tokens, at least one. An archive and the
+    text in it may have `max_text_bytes` each. See `prepare_text` for the rest.
+
+    Raises TooMuchText and MissingParquet beside what `prepare_text` raises.
+    """
+    _check(folder, tokenizer, val_ratio, encoding)
+    if format not in FORMATS:
+        raise BadDataset(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    progress = progress or _nobody
+    size_bytes = source.stat().st_size
+    reading, tokenizing = partial(progress, "reading"), partial(progress, "tokenizing")
+    with TemporaryDirectory(prefix=".documents-", dir=folder.parent) as scratch:
+        documents = Documents(
+            format,
+            field=text_field,
+            encoding=encoding,
+            scratch=Path(scratch),
+            max_bytes=max_text_bytes,
+        )
+        path = Path(scratch) / "spool"
+        with path.open("wb") as file:
+            spool = Spool(file, max_text_bytes)
+            for piece in documents.read(source, lambda done: reading(done, size_bytes)):
+                if piece is not None:
+                    spool.write(piece)
+                    continue
+                spool.end_document()
+                if spool.documents == max_documents:
+                    break
+        if spool.joined_by_newline:
+            spool.vocabulary.add("\n")
+        chosen = _tokenizer(tokenizer, spool.vocabulary)
+        with _written_aside(folder) as aside:
+            pieces = read_spool(path, lambda done: tokenizing(done, spool.size_bytes))
+            num_tokens = _write_documents(pieces, chosen, aside / "train.bin")
+            if num_tokens < 2:
+                raise BadDataset(
+                    f"{spool.documents} documents of {spool.characters} characters together are "
+                    "too short to split"
+                )
+            train_tokens = min(split_point(num_tokens, val_ratio), num_tokens - 1)
+            move_tail(aside / "train.bin", aside / "val.bin", num_tokens - max(train_tokens, 1))
+            with source.open("rb") as upload:
+                sha256 = hashlib.file_digest(upload, "sha256").hexdigest()
+            encodings = list(documents.encodings)
+            return _describe(
+                aside,
+                chosen,
+                progress,
+                characters=spool.characters,
+                val_ratio=val_ratio,
+                encoding=encodings[0] if len(encodings) == 1 else None,
+                source_sha256=sha256,
+                documents=spool.documents,
+                empty_documents=spool.empty_documents,
+                undecodable_characters=documents.undecodable_characters,
+                files_left_out=documents.files_left_out,
+            )
+
+
+def _nobody(phase: Phase, bytes_done: int, bytes_total: int) -> None:
+    """Nobody watches."""
+
+
+def _check(folder: Path, tokenizer: str, val_ratio: float, encoding: str | None) -> None:
+    if folder.exists():
+        raise _exists(folder)
+    if tokenizer not in (CharTokenizer.kind, GPT2Tokenizer.kind):
+        raise BadDataset(f"tokenizer must be char or gpt2, got {tokenizer!r}")
+    if not 0 < val_ratio < 1:
+        raise BadDataset(f"val_ratio must be in (0, 1), got {val_ratio}")
+    if encoding is not None and encoding not in ENCODINGS:
+        raise BadDataset(f"encoding must be one of {', '.join(ENCODINGS)}, got {encoding!r}")
+
+
+def _describe(
+    folder: Path,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    *,
+    characters: int,
+    val_ratio: float,
+    encoding: str | None,
+    source_sha256: str,
+    documents: int = 1,
+    empty_documents: int = 0,
+    undecodable_characters: int = 0,
+    files_left_out: int = 0,
+) -> DatasetMeta:
+    """Looks the token files over and writes meta.json beside them."""
+    train, val = map_tokens(folder / "train.bin"), map_tokens(folder / "val.bin")
+    findings = look_over(train, val, lambda done: progress("checking", 2 * done, train.nbytes))
+    warnings = warnings_about(
+        findings,
+        train_tokens=len(train),
+        val_tokens=len(val),
+        empty_documents=empty_documents,
+        undecodable_characters=undecodable_characters,
+        files_left_out=files_left_out,
+    )
+    report = DatasetReport(
+        documents=documents,
+        empty_documents=empty_documents,
+        undecodable_characters=undecodable_characters,
+        used_tokens=findings.used_tokens,
+        unknown_val_tokens=findings.unknown_val_tokens,
+        train_val_overlap=findings.train_val_overlap,
+        warnings=warnings,
+    )
+    meta = DatasetMeta(
+        tokenizer=tokenizer.to_json(),
+        vocab_size=tokenizer.vocab_size,
+        train_tokens=len(train),
+        val_tokens=len(val),
+        characters=characters,
+        val_ratio=val_ratio,
+        encoding=encoding,
+        source_sha256=source_sha256,
+        create_time=time.time(),
+        report=report,
+    )
+    (folder / "meta.json").write_text(json.dumps(meta.to_json(), indent=2), "utf-8")
     return meta
 
 
@@ -99,12 +247,13 @@ def split_point(characters: int, val_ratio: float) -> int:
 class _Survey:
     """What the first reading finds."""
 
+    encoding: str
     characters: int
     vocabulary: set[str]
     sha256: str
 
 
-def _survey(source: Path, encoding: str, progress: Callable[[float], None]) -> _Survey:
+def _survey(source: Path, encoding: str, progress: Callable[[int], None]) -> _Survey:
     digest = hashlib.sha256()
 
     def hashed() -> Iterator[bytes]:
@@ -116,7 +265,7 @@ def _survey(source: Path, encoding: str, progress: Callable[[float], None]) -> _
     for text in decode(hashed(), encoding):
         characters += len(text)
         vocabulary.update(text)
-    return _Survey(characters, vocabulary, digest.hexdigest())
+    return _Survey(encoding, characters, vocabulary, digest.hexdigest())
 
 
 def _tokenizer(kind: str, vocabulary: set[str]) -> Tokenizer:
@@ -130,38 +279,15 @@ def _tokenizer(kind: str, vocabulary: set[str]) -> Tokenizer:
     return CharTokenizer(sorted(vocabulary))
 
 
-class _TokenWriter:
-    """Appends the tokens of a text that arrives in portions to a file."""
-
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer) -> None:
-        self._file = file
-        self._tokenizer = tokenizer
-        # where one character is one token, every place is good to cut
-        self._pieces = PieceBuffer() if tokenizer.kind == GPT2Tokenizer.kind else None
-        self.num_tokens = 0
-
-    def write(self, text: str) -> None:
-        self._append(text if self._pieces is None else self._pieces.push(text))
-
-    def finish(self) -> None:
-        if self._pieces is not None:
-            self._append(self._pieces.flush())
-
-    def _append(self, text: str) -> None:
-        ids = np.array(self._tokenizer.encode(text), dtype=TOKEN_DTYPE)
-        self._file.write(ids.tobytes())
-        self.num_tokens += len(ids)
-
-
 def _write_splits(
     texts: Iterable[str], train_characters: int, tokenizer: Tokenizer, folder: Path
-) -> tuple[int, int]:
-    """Writes train.bin and val.bin; returns how many tokens each has."""
+) -> None:
+    """Writes train.bin and val.bin out of one text, split by characters."""
     with (
         (folder / "train.bin").open("wb") as train_file,
         (folder / "val.bin").open("wb") as val_file,
     ):
-        train, val = _TokenWriter(train_file, tokenizer), _TokenWriter(val_file, tokenizer)
+        train, val = TokenWriter(train_file, tokenizer), TokenWriter(val_file, tokenizer)
         left = train_characters
         for text in texts:
             train.write(text[:left])
@@ -169,7 +295,23 @@ def _write_splits(
             left -= min(left, len(text))
         train.finish()
         val.finish()
-    return train.num_tokens, val.num_tokens
+
+
+def _write_documents(pieces: Iterable[str | None], tokenizer: Tokenizer, path: Path) -> int:
+    """Writes the tokens of all documents to one file and returns how many there are."""
+    documents = 1
+    with path.open("wb") as file:
+        writer = TokenWriter(file, tokenizer)
+        try:
+            for piece in pieces:
+                if piece is None:
+                    writer.end_document()
+                    documents += 1
+                else:
+                    writer.write(piece)
+        except BadDataset as error:
+            raise BadDataset(f"document {documents}: {error}") from error
+    return writer.num_tokens
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Contract: protos/nanogpt/v1/datasets.proto.
 """
 
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from nanogpt.config import Violation, unknown_key
 from nanogpt.datasets.shipped import SHIPPED, ShippedDataset
 from protos.nanogpt.v1 import datasets_pb2 as pb
 from protos.nanogpt.v1 import datasets_pb2_grpc as pb_grpc
-from server.dataset_store import DatasetInfo, DatasetStore, NewDataset
+from server.dataset_store import TEXT, DatasetInfo, DatasetInProgress, DatasetStore, NewDataset
 from server.errors import InvalidArgument
 from server.names import name_violations
 
@@ -22,7 +23,21 @@ Context = grpc.aio.ServicerContext[Any, Any]
 TOKENIZERS = {pb.TOKENIZER_CHAR: "char", pb.TOKENIZER_GPT2: "gpt2"}
 TOKENIZER_NUMBERS = {name: number for number, name in TOKENIZERS.items()}
 ENCODINGS = ("utf-8", "cp1252")
+FORMATS = {
+    pb.DatasetSpec.FORMAT_TEXT: TEXT,
+    pb.DatasetSpec.FORMAT_TAR: "tar",
+    pb.DatasetSpec.FORMAT_JSONL: "jsonl",
+    pb.DatasetSpec.FORMAT_PARQUET: "parquet",
+}
+PHASES = {
+    "uploading": pb.DatasetInProgress.PHASE_UPLOADING,
+    "reading": pb.DatasetInProgress.PHASE_READING,
+    "tokenizing": pb.DatasetInProgress.PHASE_TOKENIZING,
+    "checking": pb.DatasetInProgress.PHASE_CHECKING,
+}
 DEFAULT_VAL_RATIO = 0.1
+DEFAULT_TEXT_FIELD = "text"
+MAX_TEXT_FIELD_CHARACTERS = 256
 
 
 class DatasetService(pb_grpc.DatasetServiceServicer):
@@ -51,6 +66,7 @@ class DatasetService(pb_grpc.DatasetServiceServicer):
         return pb.ListDatasetsResponse(
             datasets=[_dataset(info) for info in self._datasets.list()],
             shipped=[_shipped(shipped) for shipped in SHIPPED.values()],
+            in_progress=[_in_progress(dataset) for dataset in self._datasets.in_progress()],
         )
 
     async def DeleteDataset(
@@ -82,6 +98,19 @@ def _new_dataset(spec: pb.DatasetSpec) -> NewDataset:
     if spec.encoding not in ("", *ENCODINGS):
         allowed = " or ".join(ENCODINGS)
         found.append(Violation("spec.encoding", f"must be {allowed}, got {spec.encoding!r}"))
+    if spec.format not in (pb.DatasetSpec.FORMAT_UNSPECIFIED, *FORMATS):
+        found.append(Violation("spec.format", f"has no value {spec.format}"))
+    if len(spec.text_field) > MAX_TEXT_FIELD_CHARACTERS:
+        found.append(
+            Violation(
+                "spec.text_field",
+                f"may have {MAX_TEXT_FIELD_CHARACTERS} characters, got {len(spec.text_field)}",
+            )
+        )
+    if spec.HasField("max_documents") and spec.max_documents < 1:
+        found.append(
+            Violation("spec.max_documents", f"must be at least 1, got {spec.max_documents}")
+        )
     if shipped is not None and not found:
         found += _fixed_by(shipped, spec)
     if found:
@@ -94,6 +123,9 @@ def _new_dataset(spec: pb.DatasetSpec) -> NewDataset:
         tokenizer=TOKENIZERS.get(spec.tokenizer, "char"),
         val_ratio=spec.val_ratio if spec.HasField("val_ratio") else DEFAULT_VAL_RATIO,
         encoding=spec.encoding or None,
+        format=FORMATS.get(spec.format, TEXT),
+        text_field=spec.text_field or DEFAULT_TEXT_FIELD,
+        max_documents=spec.max_documents if spec.HasField("max_documents") else None,
     )
 
 
@@ -106,6 +138,8 @@ def _fixed_by(shipped: ShippedDataset, spec: pb.DatasetSpec) -> list[Violation]:
         found.append(Violation("spec.val_ratio", f"is {shipped.val_ratio:g} for {shipped.name!r}"))
     if spec.encoding not in ("", "utf-8"):
         found.append(Violation("spec.encoding", f"is utf-8 for {shipped.name!r}"))
+    if FORMATS.get(spec.format, TEXT) != TEXT:
+        found.append(Violation("spec.format", f"is FORMAT_TEXT for {shipped.name!r}"))
     return found
 
 
@@ -122,6 +156,17 @@ def _dataset(info: DatasetInfo) -> pb.Dataset:
         encoding=meta.encoding or "",
         source_sha256=meta.source_sha256 or "",
         create_time=create_time,
+        report=None if meta.report is None else pb.DatasetReport(**asdict(meta.report)),
+        size_bytes=info.size_bytes,
+    )
+
+
+def _in_progress(dataset: DatasetInProgress) -> pb.DatasetInProgress:
+    return pb.DatasetInProgress(
+        name=dataset.name,
+        phase=PHASES[dataset.phase],
+        bytes_done=dataset.bytes_done,
+        bytes_total=dataset.bytes_total,
     )
 
 
