@@ -153,6 +153,15 @@ class Metrics:
         self.prompt_tokens_total = self._counter(
             "prompt_tokens_total", "Prompt tokens processed.", "model"
         )
+        self.prompt_tokens_cached_total = self._counter(
+            "prompt_tokens_cached_total", "Prompt tokens that were not computed again.", "model"
+        )
+        self.prefix_cache_queries_total = self._counter(
+            "prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", "model"
+        )
+        self.prefix_cache_hits_total = self._counter(
+            "prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", "model"
+        )
         self.generation_tokens_total = self._counter(
             "generation_tokens_total", "Tokens sampled.", "model"
         )

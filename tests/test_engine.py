@@ -17,6 +17,7 @@ from nanogpt.inference.engine import (
     Failed,
     Finished,
     NonFiniteLogits,
+    Prefilled,
     Started,
     TokenLogprob,
 )
@@ -70,6 +71,7 @@ class Transcript:
 
     def __init__(self) -> None:
         self.started: list[str] = []
+        self.cached: dict[str, int] = {}
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.text: dict[tuple[str, int], str] = {}
         self.logprobs: dict[tuple[str, int], list[TokenLogprob]] = {}
@@ -87,6 +89,11 @@ class Transcript:
             if isinstance(event, Failed):
                 self.failed[event.request_id] = event.error
                 continue
+            if isinstance(event, Prefilled):
+                assert event.request_id not in self.cached
+                self.cached[event.request_id] = event.cached_tokens
+                continue
+            assert event.request_id in self.cached
             key = (event.request_id, event.sample_index)
             assert key not in self.finished
             if isinstance(event, Delta):
@@ -255,6 +262,57 @@ def test_a_long_prompt_stalls_nobody(model: GPT) -> None:
     assert [e.request_id for e in result.events if isinstance(e, Delta)] == ["stream", "long"]
 
 
+# The prefix cache
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_cached_answer_equals_the_uncached_one(model: GPT, sampling: SamplingParams) -> None:
+    """Token for token, of prompts with common beginnings that come while others run or are over."""
+    choose = random.Random(7)
+    beginnings = [prompt for prompt in prompts(3, BLOCK_SIZE) if len(prompt) > 1]
+    requests = [
+        request(
+            str(index),
+            choose.choice(beginnings)[: choose.randint(5, BLOCK_SIZE)] + end,
+            replace(sampling, seed=index),
+            num_samples=choose.choice([1, 1, 3]),
+            max_new_tokens=choose.randint(1, BLOCK_SIZE),
+        )
+        for index, end in enumerate(prompts(30, 5))
+    ]
+    engine, transcript = engine_of(model, num_slots=5, prefill_chunk_tokens=9), Transcript()
+    coming = list(requests)
+    while engine.has_work() or coming:
+        if coming and choose.random() < 0.3:
+            engine.add(coming.pop())
+        transcript.read(engine.step().events)
+    assert sum(transcript.cached.values()) > 100
+    for each in requests:
+        alone = run(model, replace(each, use_prefix_cache=False))
+        assert alone.cached == {each.id: 0}
+        assert alone.tokens == {key: transcript.tokens[key] for key in alone.tokens}
+
+
+def test_what_the_cache_held_is_told_and_not_computed(model: GPT) -> None:
+    engine, transcript = engine_of(model), Transcript()
+    computed = []
+    for id, cached in [("first", True), ("second", True), ("third", False)]:
+        added = request(id, "a prompt of some letters", max_new_tokens=1)
+        engine.add(replace(added, use_prefix_cache=cached))
+        result = engine.step()
+        computed.append(result.prefill_tokens + result.decode_tokens)
+        transcript.read(result.events)
+    assert computed == [24, 1, 24]
+    assert transcript.cached == {"first": 0, "second": 23, "third": 0}
+    assert engine.kv_cache_usage_ratio == 0
+
+
+def test_a_new_engine_knows_nothing_of_an_old_one(model: GPT) -> None:
+    """The cache of one set of weights is gone with its engine."""
+    for _ in range(2):
+        assert run(model, request("r", "the same prompt")).cached == {"r": 0}
+
+
 # What comes back
 
 
@@ -262,7 +320,7 @@ def test_tokens_come_one_by_one_in_order(model: GPT) -> None:
     engine = engine_of(model)
     engine.add(request("r", "abc", max_new_tokens=3))
     kinds = [[type(event).__name__ for event in engine.step().events] for _ in range(3)]
-    assert kinds == [["Started", "Delta"], ["Delta"], ["Delta", "Finished"]]
+    assert kinds == [["Started", "Prefilled", "Delta"], ["Delta"], ["Delta", "Finished"]]
     assert not engine.has_work() and engine.step().events == []
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from serving import LONG, TOKENIZER, gauges, request, sample, tiny_model, tiny_runner, until
@@ -81,6 +82,9 @@ async def test_a_request_gives_what_the_engine_gives():
     assert (stream.prompt_tokens, stream.completion_tokens) == (4, 8)
     timings = stream.timings
     assert 0 <= timings.queue_seconds <= timings.time_to_first_token_seconds
+    assert timings.time_to_first_token_seconds == pytest.approx(
+        timings.queue_seconds + timings.prefill_seconds
+    )
     assert timings.total_seconds == pytest.approx(
         timings.time_to_first_token_seconds + timings.decode_seconds
     )
@@ -253,7 +257,7 @@ async def test_a_slow_reader_gets_merged_tokens():
     deltas = [event for event in events if isinstance(event, Delta)]
     sizes = [len(delta.token_ids) for delta in deltas if delta.sample_index == 0]
     assert sizes == [128] * 11 + [92]
-    assert len(events) == 1 + 2 * 12 + 2
+    assert len(events) == 2 + 2 * 12 + 2
     for index in (0, 1):
         text = "".join(delta.text for delta in deltas if delta.sample_index == index)
         assert text == TOKENIZER.decode(tokens(events, index))
@@ -318,6 +322,46 @@ async def test_metrics_of_a_request():
     assert sample(metrics, "prompt_tokens_total", model="tiny") == 4
     assert sample(metrics, "generation_tokens_total", model="tiny") == 20
     assert sample(metrics, "request_finished_total", model="tiny", finish_reason="length") == 2
+
+
+async def test_tokens_that_the_prefix_cache_held_are_counted():
+    metrics = Metrics()
+    async with running(metrics=metrics) as thread:
+        streams = [thread.submit(request(str(i), 3, prompt="once upon a time")) for i in range(2)]
+        for stream in streams:
+            await read(stream)
+        again = thread.submit(request("again", 3, prompt="once upon a tide"))
+        await read(again)
+        afresh = replace(request("afresh", 3, prompt="once upon"), use_prefix_cache=False)
+        await read(thread.submit(afresh))
+    assert again.cached_tokens == 14
+
+    def count(name):
+        return sample(metrics, name, model="tiny")
+
+    cached = again.cached_tokens + streams[1].cached_tokens
+    assert count("prompt_tokens_total") == 3 * 16 + 9
+    assert count("prefix_cache_queries_total") == 3 * 16
+    assert count("prefix_cache_hits_total") == count("prompt_tokens_cached_total") == cached
+
+
+async def test_the_lowest_priority_number_goes_first():
+    engine = SteppedEngine(tiny_runner(num_slots=1), TOKENIZER)
+    async with running(engine, num_slots=1) as thread:
+        first = thread.submit(request("first", 2))
+        engine.allowed.release()
+        await first.next()  # it has the slot
+        finished = []
+
+        async def follow(number):
+            await read(thread.submit(replace(request(str(number), 1), priority=number)))
+            finished.append(number)
+
+        followers = [asyncio.create_task(follow(number)) for number in (3, 0, -2, 100, -100)]
+        await asyncio.sleep(0)  # all have submitted
+        engine.allowed.release(6)
+        await asyncio.gather(*followers)
+    assert finished == [-100, -2, 0, 3, 100]
 
 
 async def test_an_idle_thread_beats(monkeypatch):

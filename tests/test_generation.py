@@ -53,6 +53,8 @@ GENERATE_REQUESTS = messages(
     ),
     response=messages(pb.ResponseOptions, logprobs=st.booleans(), top_logprobs=st.integers(-1, 21)),
     num_samples=st.integers(0, 3),
+    priority=st.integers(-101, 101),
+    use_prefix_cache=st.booleans(),
 )
 
 

@@ -204,6 +204,7 @@ async def test_every_wrong_field_is_named_at_once(folder):
             ),
             response=pb.ResponseOptions(top_logprobs=21),
             num_samples=65,
+            priority=101,
         )
         found = violations(await refused(server.inference.Generate(request)))
         assert set(found) == {
@@ -223,6 +224,7 @@ async def test_every_wrong_field_is_named_at_once(folder):
             "stopping.context_overflow",
             "response.top_logprobs",
             "num_samples",
+            "priority",
         }
         assert found["sampling.top_p"] == "must be in (0, 1], got 1.1"
         for character in "ONCE~":

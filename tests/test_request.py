@@ -33,6 +33,7 @@ def test_all_violations_are_collected() -> None:
         StoppingParams(stop_token_ids=(8, 3)),
         num_samples=0,
         top_logprobs=21,
+        priority=-101,
     )
     assert violations(request) == {
         "prompt_token_ids[1]": "must be a token in [0, 8), got 8",
@@ -41,6 +42,7 @@ def test_all_violations_are_collected() -> None:
         "stopping.stop_token_ids[0]": "must be a token in [0, 8), got 8",
         "num_samples": "must be in [1, 64], got 0",
         "response.top_logprobs": "must be in [0, 20], got 21",
+        "priority": "must be in [-100, 100], got -101",
     }
 
 

@@ -7,6 +7,7 @@ from nanogpt.config import SamplingParams, StoppingParams
 from nanogpt.inference.request import Request
 from nanogpt.inference.scheduler import Batch, Scheduler
 from nanogpt.inference.sequence import Sequence
+from nanogpt.inference.waiting_queue import AGEING_STEPS
 from nanogpt.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdefgh")
@@ -23,14 +24,32 @@ class FakeEngine:
         self.scheduler = Scheduler(num_slots, prefill_chunk_tokens)
         self.cache: dict[int, list[int]] = {slot: [] for slot in range(num_slots)}
         self.random = random.Random(seed)
-        self.admitted: list[tuple[str, int]] = []
         self.finished: list[tuple[str, int]] = []
+        self.num_steps = 0
+        self.waiting: dict[Sequence, tuple[int, int]] = {}  # what decides who is next
+        self.num_added = 0
+        self.num_reused = 0
+        self.has_tokens: set[str] = set()
 
     def add(self, request: Request) -> None:
         for index in range(request.num_samples):
-            self.scheduler.add(Sequence(request, index, BLOCK_SIZE, TOKENIZER))
+            sequence = Sequence(request, index, BLOCK_SIZE, TOKENIZER)
+            self.scheduler.add(sequence)
+            rank = self.num_steps + AGEING_STEPS * request.priority
+            self.waiting[sequence] = (rank, self.num_added)
+            self.num_added += 1
+
+    def cancel(self, request_id: str, keep: bool = True) -> list[int]:
+        slots = self.scheduler.cancel(request_id, keep=keep)
+        self.waiting = {s: rank for s, rank in self.waiting.items() if s.request.id != request_id}
+        if not keep:
+            for slot in slots:
+                self.cache[slot] = [-1] * BLOCK_SIZE
+        self.scheduler.check()
+        return slots
 
     def step(self) -> Batch:
+        self.num_steps += 1
         ready = [s for s in self.scheduler.running.values() if s.num_uncached == 1]
         batch = self.scheduler.schedule()
         self.scheduler.check()
@@ -38,16 +57,33 @@ class FakeEngine:
         assert set(ready) <= {chunk.sequence for chunk in batch.decodes}
         budget = self.scheduler.prefill_chunk_tokens
         assert sum(chunk.num_tokens for chunk in batch.prefills) <= budget
-        self.admitted += [(s.request.id, s.sample_index) for s in batch.admitted]
+        next_ones = sorted(self.waiting, key=self.waiting.__getitem__)[: len(batch.admitted)]
+        assert batch.admitted == next_ones
+        assert len(self.scheduler.running) == min(self.scheduler.num_slots, len(self.unfinished))
+        for sequence in batch.admitted:
+            del self.waiting[sequence]
 
         for copy in batch.copies:
+            assert copy.from_slot != copy.to_slot and copy.num_tokens > 0
             self.cache[copy.to_slot] = self.cache[copy.from_slot][: copy.num_tokens]
         slots = [chunk.sequence.slot for chunk in batch.chunks]
         assert len(set(slots)) == len(slots)
-        assert slots[: len(batch.decodes)] == sorted(slots[: len(batch.decodes)])
+        firsts: dict[str, list[int]] = {}
+        for sequence in batch.sampled:
+            if not sequence.num_sampled:
+                firsts.setdefault(sequence.request.id, []).append(sequence.sample_index)
+        for id, indices in firsts.items():
+            assert indices == sorted(indices)
+            assert indices[0] == 0 or id in self.has_tokens
+        self.has_tokens |= set(firsts)
         for chunk in batch.chunks:
             sequence = chunk.sequence
             start, cached = sequence.window_start, sequence.num_cached
+            if not sequence.has_begun:
+                self.num_reused += sequence.num_reused
+                may_reuse = sequence.request.use_prefix_cache
+                assert may_reuse or sequence.num_reused == 0
+                assert cached == sequence.num_reused or sequence.sample_index > 0
             kept = self.cache[sequence.slot][:cached]
             assert kept == sequence.tokens[start : start + cached]
             self.cache[sequence.slot] = kept + sequence.next_tokens(chunk.num_tokens)
@@ -64,9 +100,14 @@ class FakeEngine:
         self.scheduler.check()
         return batch
 
+    @property
+    def unfinished(self) -> set[Sequence]:
+        return {*self.waiting, *self.scheduler.running.values()}
+
 
 def request(id: str, prompt_tokens: int, num_samples: int = 1, **stopping: object) -> Request:
-    ids = [position % TOKENIZER.vocab_size for position in range(prompt_tokens)]
+    first = sum(map(ord, id))  # prompts of different requests have nothing in common
+    ids = [(first + position) % TOKENIZER.vocab_size for position in range(prompt_tokens)]
     return Request(
         id, ids, SamplingParams(), StoppingParams(**{"max_new_tokens": 4, **stopping}), num_samples
     )
@@ -89,41 +130,61 @@ def test_20_000_random_steps() -> None:
                 stop_token_ids=(0,) if choose.random() < 0.3 else (),
                 context_overflow=overflow,
             )
-            engine.add(replace(new, prompt_ids=[choose.randrange(8) for _ in new.prompt_ids]))
+            # of two tokens, so that many prompts begin alike
+            engine.add(
+                replace(
+                    new,
+                    prompt_ids=[choose.randrange(2) for _ in new.prompt_ids],
+                    priority=choose.choice([0, 0, 0, -1, 3]),
+                    use_prefix_cache=choose.random() < 0.8,
+                )
+            )
             added[new.id] = new.num_samples
         if added and choose.random() < 0.03:
             gone = choose.choice([*list(added)[-12:], "unknown"])
-            engine.scheduler.cancel(gone)
-            engine.scheduler.check()
+            engine.cancel(gone, keep=choose.random() < 0.7)
             cancelled.add(gone)
         engine.step()
     while engine.scheduler.has_work():
         engine.step()
     assert engine.scheduler.num_cached_tokens == 0 and not engine.scheduler.running
-    # each sample exactly once, first come first served; all finished that nobody cancelled
-    order = {id: position for position, id in enumerate(added)}
-    assert engine.admitted == sorted(engine.admitted, key=lambda key: (order[key[0]], key[1]))
-    assert len(set(engine.admitted)) == len(engine.admitted)
+    # each sample exactly once; all finished that nobody cancelled
     assert len(set(engine.finished)) == len(engine.finished)
     samples = {(id, index) for id, count in added.items() for index in range(count)}
     assert {key for key in samples if key[0] not in cancelled} <= set(engine.finished)
-    assert len(engine.finished) > 1000 and len(cancelled) > 200
+    assert len(engine.finished) > 1000 and len(cancelled) > 200 and engine.num_reused > 2000
 
 
-def test_the_lowest_free_slot_is_given_first() -> None:
-    engine = FakeEngine(num_slots=4, prefill_chunk_tokens=100)
-    for id in "abcd":
-        engine.add(request(id, 2))
+def test_who_begins_alike_computes_the_beginning_once() -> None:
+    """From a sequence that is over: its slot. From one that runs: a copy of what it has so far."""
+    engine = FakeEngine(prefill_chunk_tokens=100)
+    first = request("first", 10)
+    engine.add(first)
     engine.step()
-    for id in "ca":
-        engine.scheduler.cancel(id)
-    engine.add(request("e", 2))
+    engine.add(replace(first, id="beside", prompt_ids=[*first.prompt_ids[:8], 7, 7]))
+    batch = engine.step()
+    assert [(copy.from_slot, copy.to_slot, copy.num_tokens) for copy in batch.copies] == [(0, 1, 8)]
+    assert [chunk.num_tokens for chunk in batch.prefills] == [2]
+    while engine.scheduler.has_work():
+        engine.step()
+    engine.add(replace(first, id="again"))
+    batch = engine.step()
+    assert not batch.copies and not batch.prefills
+    assert [(c.sequence.slot, c.sequence.num_reused) for c in batch.decodes] == [(0, 9)]
+    engine.add(replace(first, id="afresh", use_prefix_cache=False))
+    batch = engine.step()
+    assert not batch.copies and [chunk.num_tokens for chunk in batch.prefills] == [10]
+
+
+def test_what_failed_is_not_reused() -> None:
+    engine = FakeEngine(num_slots=2, prefill_chunk_tokens=100)
+    sick = request("sick", 10)
+    engine.add(sick)
     engine.step()
-    assert {slot: s.request.id for slot, s in sorted(engine.scheduler.running.items())} == {
-        0: "e",
-        1: "b",
-        3: "d",
-    }
+    engine.cancel("sick", keep=False)
+    engine.add(replace(sick, id="next"))
+    batch = engine.step()
+    assert not batch.copies and [chunk.num_tokens for chunk in batch.prefills] == [10]
 
 
 def test_a_long_prompt_stalls_nobody() -> None:
@@ -162,7 +223,8 @@ def test_samples_share_their_prompt() -> None:
 
 def test_samples_that_find_no_copy_compute_the_prompt_themselves() -> None:
     engine = FakeEngine(prefill_chunk_tokens=100)
-    engine.add(request("r", 10, num_samples=2, max_new_tokens=1))
+    wanted = request("r", 10, num_samples=2, max_new_tokens=1)
+    engine.add(replace(wanted, use_prefix_cache=False))
     assert engine.step().prefills
     assert engine.step().prefills  # the first sample is over, and its slot may be anybody's
     assert engine.finished == [("r", 0), ("r", 1)]
@@ -173,8 +235,8 @@ def test_cancel_forgets_waiting_and_running_samples() -> None:
     engine.add(request("a", 3, num_samples=3))
     engine.add(request("b", 3))
     engine.step()
-    assert sorted(engine.scheduler.cancel("a")) == [0, 1]
-    assert engine.scheduler.cancel("a") == []
-    assert [s.request.id for s in engine.scheduler.waiting] == ["b"]
+    assert sorted(engine.cancel("a")) == [0, 1]
+    assert engine.cancel("a") == []
+    assert [s.request.id for s in engine.waiting] == ["b"] and len(engine.scheduler.waiting) == 1
     engine.step()
-    assert list(engine.scheduler.running) == [0]
+    assert [s.request.id for s in engine.scheduler.running.values()] == ["b"]

@@ -12,7 +12,7 @@ calls `step` while `has_work`, all from one thread, and `cancel` takes effect be
 
 from dataclasses import dataclass
 
-from nanogpt.inference.events import Delta, Event, Failed, Finished, Started, StepResult
+from nanogpt.inference.events import Delta, Event, Failed, Finished, Prefilled, Started, StepResult
 from nanogpt.inference.logprobs import Alternative, TokenLogprob, token_logprob
 from nanogpt.inference.request import Request
 from nanogpt.inference.runner import ChunkInput, Runner
@@ -29,6 +29,7 @@ __all__ = [
     "Failed",
     "Finished",
     "NonFiniteLogits",
+    "Prefilled",
     "Started",
     "StepResult",
     "TokenLogprob",
@@ -78,7 +79,7 @@ class Engine:
         return self._scheduler.num_cached_tokens / positions
 
     def add(self, request: Request) -> None:
-        """Queues every sample of a request."""
+        """Queues every sample of a request; the one with the lowest priority number goes first."""
         block_size = self._runner.block_size
         for index in range(request.num_samples):
             self._scheduler.add(Sequence(request, index, block_size, self._tokenizer))
@@ -145,16 +146,19 @@ class Engine:
             return []  # another sample of its request failed in this step
         if token_id is None:
             return [self._fail(request_id, NonFiniteLogits("the model's logits are not finite"))]
+        events: list[Event] = []
+        if index == 0 and not sequence.num_sampled:
+            events.append(Prefilled(request_id, sequence.num_reused))
         text, finished = sequence.append(token_id)
         logprobs = [choice.logprob] if choice.logprob is not None else []
-        events: list[Event] = [Delta(request_id, index, [token_id], text, logprobs)]
+        events.append(Delta(request_id, index, [token_id], text, logprobs))
         if finished is not None:
             self._scheduler.release(sequence)
             events.append(finished)
         return events
 
     def _fail(self, request_id: str, error: Exception) -> Failed:
-        for slot in self._scheduler.cancel(request_id):
+        for slot in self._scheduler.cancel(request_id, keep=False):
             self._runner.clear(slot)
         return Failed(request_id, error)
 

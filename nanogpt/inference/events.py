@@ -1,7 +1,8 @@
 """What a step of the engine reports: the vocabulary between the engine and its readers. No torch.
 
-For each request: Started once, first; any number of Delta; then Finished once for each sample, or
-Failed once for the whole request. A cancelled request reports nothing more.
+For each request: Started once, first; Prefilled once, second; any number of Delta; Finished once
+for each sample. Failed may come at any moment, for the whole request, and is the last. A cancelled
+request reports nothing more.
 """
 
 from dataclasses import dataclass, field
@@ -17,6 +18,15 @@ class Started:
     """The request left the waiting queue: its first sample has a slot."""
 
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The prompt has been computed."""
+
+    request_id: str
+    cached_tokens: int = 0
+    """Tokens of the prompt that the prefix cache held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,7 @@ class Failed:
     error: BaseException
 
 
-Event = Started | Delta | Finished | Failed
+Event = Started | Prefilled | Delta | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from nanogpt.inference.sampler import Ids
 from nanogpt.tokenizer import Tokenizer
 
 MAX_SAMPLES = 64
+MAX_PRIORITY = 100
 MAX_TOP_LOGPROBS = 20
 MAX_LISTED_IDS = 16  # a prompt may hold a million bad ids; an error message may not
 
@@ -29,6 +30,10 @@ class Request:
     num_samples: int = 1
     logprobs: bool = False
     top_logprobs: int = 0
+    priority: int = 0
+    """Which goes first while several wait: the lowest."""
+    use_prefix_cache: bool = True
+    """Whether what earlier prompts computed may be used for this one."""
 
     @property
     def wants_logprobs(self) -> bool:
@@ -81,19 +86,22 @@ def validate_request(request: Request, model_config: ModelConfig, tokenizer: Tok
                 "must be 0 if every token is a stop token: none is left to sample",
             )
         )
-    found += count_violations(request.num_samples, request.top_logprobs)
+    found += count_violations(request.num_samples, request.top_logprobs, request.priority)
     if found:
         raise InvalidConfig(found)
 
 
-def count_violations(num_samples: int, top_logprobs: int) -> list[Violation]:
-    """What is wrong with these counts whatever the model."""
+def count_violations(num_samples: int, top_logprobs: int, priority: int) -> list[Violation]:
+    """What is wrong with these numbers whatever the model."""
     found = []
     if not 1 <= num_samples <= MAX_SAMPLES:
         found.append(Violation("num_samples", f"must be in [1, {MAX_SAMPLES}], got {num_samples}"))
     if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
         problem = f"must be in [0, {MAX_TOP_LOGPROBS}], got {top_logprobs}"
         found.append(Violation("response.top_logprobs", problem))
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        problem = f"must be in [{-MAX_PRIORITY}, {MAX_PRIORITY}], got {priority}"
+        found.append(Violation("priority", problem))
     return found
 
 

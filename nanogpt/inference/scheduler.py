@@ -1,9 +1,11 @@
 """Decides what the next step computes. Policy only: no torch, no clock, no I/O.
 
-Samples wait in one queue, first come first served, for one of a fixed number of KV slots; the
-lowest free slot is given first, so that the batch stays a prefix of the slots. Each step computes
-one token of every sequence that has one left to compute (decode) and, within a budget of tokens,
-chunks of those that have more (prefill): a long prompt delays running streams by one chunk at most.
+Samples wait in one queue for one of a fixed number of KV slots. Each step computes one token of
+every sequence that has one left to compute (decode) and, within a budget of tokens, chunks of those
+that have more (prefill): a long prompt delays running streams by one chunk at most.
+
+A prompt that begins like what some slot holds, of a sequence that runs or is over, does not compute
+that beginning again: it gets the slot or a copy, see free_slots.py.
 
 Sequences take turns at the budget in the order in which they came to need it, so one that needs it
 for each token (context overflow `exact`) cannot starve the others.
@@ -15,11 +17,11 @@ for each token (context overflow `exact`) cannot starve the others.
         ...append a token to each of batch.sampled, release those that are over...
 """
 
-import heapq
-from collections import deque
 from dataclasses import dataclass
 
+from nanogpt.inference.free_slots import FreeSlots, shared_prefix
 from nanogpt.inference.sequence import Sequence
+from nanogpt.inference.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptCopy:
+class SlotCopy:
     """The first `num_tokens` cached tokens of one slot are also those of another."""
 
     from_slot: int
@@ -49,9 +51,9 @@ class Batch:
     """One step: copies first, then all chunks in one forward pass."""
 
     admitted: list[Sequence]
-    copies: list[PromptCopy]
+    copies: list[SlotCopy]
     decodes: list[Chunk]
-    """One token each, by slot."""
+    """One token each, in order of admission: the first sample of a request before the others."""
     prefills: list[Chunk]
     """Several tokens each, in turn."""
     sampled: list[Sequence]
@@ -68,16 +70,20 @@ class Scheduler:
     def __init__(self, num_slots: int, prefill_chunk_tokens: int) -> None:
         self.num_slots = num_slots
         self.prefill_chunk_tokens = prefill_chunk_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingQueue()
         self.running: dict[int, Sequence] = {}  # by slot, in order of admission
-        self._free_slots = list(range(num_slots))  # a heap
-        self._prefilling: list[Sequence] = []  # in turn
+        self._free_slots = FreeSlots(num_slots)
+        self._prefilling: dict[Sequence, None] = {}  # in turn
+        self._samples: dict[str, list[Sequence]] = {}  # waiting or running, by request
+        self._num_steps = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        """Queues a sample. Those of a request come in order of their indices."""
+        self._samples.setdefault(sequence.request.id, []).append(sequence)
+        self.waiting.push(sequence, self._num_steps)
 
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self._samples)
 
     @property
     def num_cached_tokens(self) -> int:
@@ -86,30 +92,28 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """The next step; never empty while there is work."""
+        self._num_steps += 1
         admitted = self._admit()
-        self._prefilling += [
-            sequence
-            for sequence in self.running.values()
-            if sequence.num_uncached > 1 and sequence not in self._prefilling
-        ]
-        copies: list[PromptCopy] = []
+        for sequence in self.running.values():
+            if sequence.num_uncached > 1:
+                self._prefilling.setdefault(sequence)
+        copies: list[SlotCopy] = []
         prefills: list[Chunk] = []
         budget = self.prefill_chunk_tokens
         for sequence in self._prefilling:
-            donor = self._donor(sequence)
-            if donor is None:
-                if budget > 0:
+            sibling = self._sibling(sequence)
+            if sibling is not None:
+                if sibling.num_cached >= len(sequence.tokens) - 1:
+                    # all but the last token, whose logits this sample needs itself
+                    copies.append(self._copy(sibling, sequence, len(sequence.tokens) - 1))
+            elif budget > 0:
+                if not sequence.has_begun and sequence.request.use_prefix_cache:
+                    copies += self._reuse(sequence)
+                if sequence.num_uncached > 1:
                     prefills.append(Chunk(sequence, min(budget, sequence.num_uncached)))
                     budget -= prefills[-1].num_tokens
-            elif donor.num_cached >= sequence.num_uncached - 1:
-                # all but the last token, whose logits this sample needs itself
-                sequence.num_cached = sequence.num_uncached - 1
-                assert donor.slot is not None and sequence.slot is not None
-                copies.append(PromptCopy(donor.slot, sequence.slot, sequence.num_cached))
         decodes = [
-            Chunk(sequence, 1)
-            for _, sequence in sorted(self.running.items())
-            if sequence.num_uncached == 1
+            Chunk(sequence, 1) for sequence in self.running.values() if sequence.num_uncached == 1
         ]
         sampled = [chunk.sequence for chunk in decodes + prefills if chunk.completes]
         return Batch(admitted, copies, decodes, prefills, sampled)
@@ -118,55 +122,92 @@ class Scheduler:
         """Records that the KV cache now holds the tokens of `batch`."""
         for chunk in batch.chunks:
             chunk.sequence.num_cached += chunk.num_tokens
-        self._prefilling = [s for s in self._prefilling if s.num_uncached > 1]
+            chunk.sequence.has_begun = True
+        self._prefilling = {s: None for s in self._prefilling if s.num_uncached > 1}
 
-    def release(self, sequence: Sequence) -> None:
-        """Frees the slot of a running sequence."""
+    def release(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Frees the slot of a running sequence, with what it holds for others unless not `keep`."""
         assert sequence.slot is not None
         del self.running[sequence.slot]
-        heapq.heappush(self._free_slots, sequence.slot)
+        self._free_slots.put(sequence.slot, sequence.cached_tokens if keep else [])
         sequence.slot = None
-        if sequence in self._prefilling:
-            self._prefilling.remove(sequence)
+        self._prefilling.pop(sequence, None)
+        samples = self._samples[sequence.request.id]
+        samples.remove(sequence)
+        if not samples:
+            del self._samples[sequence.request.id]
 
-    def cancel(self, request_id: str) -> list[int]:
+    def cancel(self, request_id: str, *, keep: bool = True) -> list[int]:
         """Forgets every sample of a request, waiting or running; the slots that became free."""
-        self.waiting = deque(s for s in self.waiting if s.request.id != request_id)
-        slots = [slot for slot, s in self.running.items() if s.request.id == request_id]
-        for slot in slots:
-            self.release(self.running[slot])
+        slots = []
+        for sequence in self._samples.get(request_id, [])[:]:
+            if sequence.slot is None:
+                self.waiting.discard(sequence)
+            else:
+                slots.append(sequence.slot)
+                self.release(sequence, keep=keep)
+        self._samples.pop(request_id, None)
         return slots
 
     def check(self) -> None:
         """Asserts what holds between steps, whatever came before."""
         assert sorted([*self._free_slots, *self.running]) == list(range(self.num_slots))
-        for sequence in self.waiting:
-            assert sequence.slot is None and sequence.num_cached == 0
+        samples = [sequence for samples in self._samples.values() for sequence in samples]
+        assert len(set(samples)) == len(samples) == len(self.waiting) + len(self.running)
+        for sequence in samples:
+            if sequence.slot is None:
+                assert sequence in self.waiting and sequence.num_cached == 0
         for slot, sequence in self.running.items():
-            assert sequence.slot == slot
+            assert sequence.slot == slot and sequence in samples
             assert sequence.num_cached >= 0 and sequence.num_uncached >= 1
         for sequence in self._prefilling:
             assert sequence.slot in self.running
-        assert len(set(self._prefilling)) == len(self._prefilling)
 
     def _admit(self) -> list[Sequence]:
         admitted = []
         while self.waiting and self._free_slots:
-            sequence = self.waiting.popleft()
-            sequence.slot = heapq.heappop(self._free_slots)
+            sequence = self.waiting.pop()
+            reusable = None
+            if sequence.request.use_prefix_cache and self._sibling(sequence) is None:
+                reusable = sequence.tokens[:-1]  # the last one's logits are needed
+            sequence.slot, sequence.num_cached = self._free_slots.take(reusable)
+            sequence.num_reused = sequence.num_cached
             self.running[sequence.slot] = sequence
             admitted.append(sequence)
         return admitted
 
-    def _donor(self, sequence: Sequence) -> Sequence | None:
+    def _sibling(self, sequence: Sequence) -> Sequence | None:
         """An earlier sample of the same request that has computed this prompt, or is about to."""
-        if sequence.num_sampled or sequence.num_cached:
+        if sequence.has_begun:
             return None
-        for other in self.running.values():
-            if (
-                other.request is sequence.request
-                and other.sample_index < sequence.sample_index
-                and other.window_start == sequence.window_start
-            ):
+        for other in self._samples[sequence.request.id]:
+            if other.sample_index >= sequence.sample_index:
+                break
+            if other.slot is not None and other.window_start == 0:
                 return other
         return None
+
+    def _reuse(self, sequence: Sequence) -> list[SlotCopy]:
+        """A copy of what another slot holds of this prompt's beginning, if that is more than its
+        own slot does."""
+        wanted = sequence.tokens[:-1]
+        slot, most = self._free_slots.longest_match(wanted)
+        donor = None
+        for other in self.running.values():
+            shared = shared_prefix(other.cached_tokens, wanted)
+            if other is not sequence and shared > most:
+                donor, most = other, shared
+        if most <= sequence.num_cached:
+            return []
+        sequence.num_reused = most
+        if donor is not None:
+            return [self._copy(donor, sequence, most)]
+        assert slot is not None and sequence.slot is not None
+        self._free_slots.touch(slot)
+        sequence.num_cached = most
+        return [SlotCopy(slot, sequence.slot, most)]
+
+    def _copy(self, donor: Sequence, sequence: Sequence, num_tokens: int) -> SlotCopy:
+        assert donor.slot is not None and sequence.slot is not None
+        sequence.num_cached = num_tokens
+        return SlotCopy(donor.slot, sequence.slot, num_tokens)

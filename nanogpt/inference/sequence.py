@@ -29,6 +29,10 @@ class Sequence:
         """The part of the prompt that the model sees, and what was sampled."""
         self.window_start = 0
         self.num_cached = 0
+        self.num_reused = 0
+        """Tokens of the prompt that others had computed."""
+        self.has_begun = False
+        """Whether any of its tokens was computed."""
         stopping = request.stopping
         self.row = Row(
             request.sampling,
@@ -49,6 +53,11 @@ class Sequence:
     def num_uncached(self) -> int:
         """Tokens of the window still to compute."""
         return len(self.tokens) - self.window_start - self.num_cached
+
+    @property
+    def cached_tokens(self) -> list[int]:
+        """The tokens whose keys and values the slot holds."""
+        return self.tokens[self.window_start : self.window_start + self.num_cached]
 
     def next_tokens(self, count: int) -> list[int]:
         """The first `count` of the tokens still to compute."""

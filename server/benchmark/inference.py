@@ -199,9 +199,14 @@ class InferenceBenchmark:
 
     async def _send(self, prompt_ids: list[int], completion_tokens: int) -> _Lap:
         stopping = StoppingParams(max_new_tokens=completion_tokens, ignore_end_of_text=True)
-        stream = self._model.engine.submit(
-            Request(secrets.token_hex(8), prompt_ids, SamplingParams(temperature=0.0), stopping)
+        request = Request(
+            secrets.token_hex(8),
+            prompt_ids,
+            SamplingParams(temperature=0.0),
+            stopping,
+            use_prefix_cache=False,  # or a load that was sent before would cost less
         )
+        stream = self._model.engine.submit(request)
         gaps = array("d")
         previous: float | None = None
         try:

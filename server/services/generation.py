@@ -53,9 +53,11 @@ def request_from_pb(
         prompt_ids=prompt_ids,
         sampling=sampling,
         stopping=stopping,
-        num_samples=_num_samples(message),
+        num_samples=_or_default(message, "num_samples", 1),
         logprobs=message.response.logprobs,
         top_logprobs=message.response.top_logprobs,
+        priority=message.priority,
+        use_prefix_cache=_or_default(message, "use_prefix_cache", True),
     )
     try:
         validate_request(request, config, tokenizer)
@@ -70,7 +72,9 @@ def violations_of_any_model(message: pb.GenerateRequest) -> list[Violation]:
     """What is wrong with a request whatever the model."""
     _, sampling = _sampling_from_pb(message.sampling)
     _, stopping = _stopping_from_pb(message.stopping)
-    counts = count_violations(_num_samples(message), message.response.top_logprobs)
+    counts = count_violations(
+        _or_default(message, "num_samples", 1), message.response.top_logprobs, message.priority
+    )
     return sampling + stopping + counts
 
 
@@ -111,6 +115,7 @@ def finished_to_pb(finished: Finished, whole: RequestStream | None) -> pb.Genera
     if whole is not None:
         message.usage.prompt_tokens = whole.prompt_tokens
         message.usage.completion_tokens = whole.completion_tokens
+        message.usage.cached_tokens = whole.cached_tokens
         message.timings.CopyFrom(_timings_to_pb(whole.timings))
     return pb.GenerateResponse(finished=message)
 
@@ -130,8 +135,8 @@ def _prompt_from_pb(
         return [0], [Violation("prompt", problem)]
 
 
-def _num_samples(message: pb.GenerateRequest) -> int:
-    return message.num_samples if message.HasField("num_samples") else 1
+def _or_default(message: pb.GenerateRequest, field: str, default: Any) -> Any:
+    return getattr(message, field) if message.HasField(field) else default
 
 
 def _sampling_from_pb(message: pb.SamplingParams) -> tuple[SamplingParams, list[Violation]]:
@@ -219,6 +224,7 @@ def _logprob_to_pb(logprob: TokenLogprob) -> pb.TokenLogprob:
 def _timings_to_pb(timings: Timings) -> pb.Timings:
     return pb.Timings(
         queue_seconds=timings.queue_seconds,
+        prefill_seconds=timings.prefill_seconds,
         time_to_first_token_seconds=timings.time_to_first_token_seconds,
         decode_seconds=timings.decode_seconds,
         total_seconds=timings.total_seconds,

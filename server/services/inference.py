@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from nanogpt.config import InvalidConfig, Violation
-from nanogpt.inference.events import Delta, Finished
+from nanogpt.inference.events import Delta, Finished, Prefilled
 from nanogpt.tokenizer import UnknownCharacters, UnknownTokenId
 from protos.nanogpt.v1 import inference_pb2 as pb
 from protos.nanogpt.v1 import inference_pb2_grpc as pb_grpc
@@ -167,6 +167,8 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         unfinished = stream.request.num_samples
         while events := await stream.next():
             for event in events:
+                if isinstance(event, Prefilled):
+                    continue  # what it says is part of the usage
                 response = started
                 if isinstance(event, Delta):
                     response = delta_to_pb(event)

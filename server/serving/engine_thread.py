@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from nanogpt.device import is_out_of_memory
 from nanogpt.inference.engine import Engine
-from nanogpt.inference.events import Delta, Event, Failed, Finished, Started
+from nanogpt.inference.events import Delta, Event, Failed, Finished, Prefilled, Started
 from nanogpt.inference.request import Request
 from server.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from server.metrics import Metrics
@@ -227,6 +227,10 @@ class EngineThread:
             case Started():
                 stream.clock.started_at = report.start
                 self._record.started(stream.clock, stream.prompt_tokens)
+                stream.push(event)
+            case Prefilled():
+                stream.cached_tokens = event.cached_tokens
+                self._record.prefilled(stream.request, event.cached_tokens)
                 stream.push(event)
             case Delta():
                 self._record.tokens(stream.clock, event, report.end)

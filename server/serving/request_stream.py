@@ -20,9 +20,10 @@ some ms with its message, and the other streams wait meanwhile."""
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Durations of one request, in seconds; all but `decode` count from its receipt."""
+    """Durations of one request, in seconds; all but prefill and decode count from its receipt."""
 
     queue_seconds: float
+    prefill_seconds: float
     time_to_first_token_seconds: float
     decode_seconds: float
     total_seconds: float
@@ -62,6 +63,7 @@ class RequestClock:
         last = max(sample.last_token_at for sample in self.samples)
         return Timings(
             queue_seconds=self.started_at - self.received_at,
+            prefill_seconds=first - self.started_at,
             time_to_first_token_seconds=first - self.received_at,
             decode_seconds=last - first,
             total_seconds=last - self.received_at,
@@ -124,6 +126,8 @@ class RequestStream:
             [SampleClock() for _ in range(request.num_samples)],
         )
         self.unfinished_samples = request.num_samples
+        self.cached_tokens = 0
+        """Prompt tokens that the prefix cache held."""
         self._on_cancel = on_cancel
         self._waiting: list[Event | _Unread] = []
         self._unread: dict[int, _Unread] = {}  # the latest of each sample; all are in `_waiting`

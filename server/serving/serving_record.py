@@ -5,6 +5,7 @@ replace old ones; both add up, and an idle engine adds exactly 0.
 """
 
 from nanogpt.inference.events import Delta
+from nanogpt.inference.request import Request
 from server.metrics import Metrics
 from server.serving.request_stream import RequestClock
 
@@ -53,6 +54,14 @@ class ServingRecord:
             clock.started_at - clock.received_at
         )
         self._metrics.prompt_tokens_total.labels(model=self._model).inc(prompt_tokens)
+
+    def prefilled(self, request: Request, cached_tokens: int) -> None:
+        """A prompt was computed, but for what the prefix cache held of it."""
+        if request.use_prefix_cache:
+            looked_up = len(request.prompt_ids)
+            self._metrics.prefix_cache_queries_total.labels(model=self._model).inc(looked_up)
+            self._metrics.prefix_cache_hits_total.labels(model=self._model).inc(cached_tokens)
+            self._metrics.prompt_tokens_cached_total.labels(model=self._model).inc(cached_tokens)
 
     def tokens(self, clock: RequestClock, delta: Delta, now: float) -> None:
         """Tokens of one sample came: one observation of the gap for each of them."""
