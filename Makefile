@@ -33,9 +33,10 @@ demo: $(INSTALLED)  ## train a small model and sample from it, in about two minu
 serve: $(INSTALLED)  ## start the server, with its data in ./data
 	$(BIN)/python -m server
 
-# one thread: the models of tests are so small that threads only wait for each other
+# one thread: the models of tests are so small that threads only wait for each other. Two processes,
+# each with whole files, since fixtures of a file are expensive
 test: $(INSTALLED)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 check: $(INSTALLED)  ## check format, lint, types, imports, protos, deployment files
 	$(BIN)/ruff format --check .

@@ -1,8 +1,8 @@
 """The client stands alone and starts at once: what importing it pulls in, in a fresh process."""
 
+import os
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -43,16 +43,16 @@ def test_what_calls_no_server_loads_no_grpc():
     assert not loaded & {"grpc", "google", "rich", "protos", "pydantic", "asyncio"}
 
 
-def test_version_prints_within_half_a_second():
-    def seconds() -> float:
-        start = time.perf_counter()
-        run = subprocess.run(
-            [sys.executable, "-m", "client", "version"], cwd=ROOT, capture_output=True, text=True
-        )
-        assert run.stdout == f"nanogpt-service {client.__version__}\n"
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(3)) < 0.5
+def test_version_takes_less_than_half_a_second_of_a_processor():
+    before = os.times()
+    run = subprocess.run(
+        [sys.executable, "-m", "client", "version"], cwd=ROOT, capture_output=True, text=True
+    )
+    after = os.times()
+    assert run.stdout == f"nanogpt-service {client.__version__}\n"
+    user = after.children_user - before.children_user
+    system = after.children_system - before.children_system
+    assert user + system < 0.5  # 0.1 s where nothing else runs
 
 
 def test_the_version_is_that_of_the_package():

@@ -58,7 +58,7 @@ GENERATE_REQUESTS = messages(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(GENERATE_REQUESTS)
 def test_a_message_becomes_a_request_that_runs_or_names_its_faults(message):
     try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nanogpt.inference.output_text import OutputText
 from nanogpt.tokenizer import CharTokenizer
 
-many_examples = settings(derandomize=True, deadline=None, max_examples=300)
+many_examples = settings(max_examples=300)
 
 
 class PieceTokenizer:

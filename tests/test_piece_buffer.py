@@ -69,7 +69,7 @@ def test_letters_marks_and_spaces_are_what_the_pattern_takes_them_for():
     assert matches(r"\s", before_spaces) == ""
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.lists(st.lists(UNRULY, max_size=12).map("".join), max_size=12))
 def test_any_portions_are_encoded_as_the_whole_text(parts):
     tokenizer = GPT2Tokenizer()
@@ -80,7 +80,6 @@ def test_any_portions_are_encoded_as_the_whole_text(parts):
     )
 
 
-@settings(derandomize=True, deadline=None, database=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
 def test_single_characters_are_encoded_as_the_whole_text(text):
     tokenizer = GPT2Tokenizer()

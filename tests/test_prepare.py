@@ -4,15 +4,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt.datasets.dataset import BadDataset, Dataset, TooMuchText
 from nanogpt.datasets.prepare import prepare_documents, prepare_text, split_point
 from nanogpt.datasets.text_file import CHUNK_BYTES
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
-
-deterministic = settings(derandomize=True, deadline=None, database=None)
 
 PROSE = "First line, it's 1 of 2.\r\n\r\n\tNaïve “quotes”   and spaces  \n" * 5000
 
@@ -60,7 +58,6 @@ def test_description_says_where_the_tokens_come_from(source, tmp_path):
     assert content["stoi"] == {c: int(i) for i, c in content["itos"].items()}
 
 
-@deterministic
 @given(st.integers(2, 1 << 50))
 def test_split_is_nanogpts(n):
     assert split_point(n, 0.1) == int(n * 0.9)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nanogpt.config import SamplingParams
 from nanogpt.inference.sampler import Floats, Row, sample, top_k, uniform
 
-many_examples = settings(derandomize=True, deadline=None, max_examples=300)
+many_examples = settings(max_examples=300)
 
 
 def oracle(logits: Floats, row: Row, prompt: list[int], output: list[int], bans: set[int]) -> int:

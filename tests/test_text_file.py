@@ -1,7 +1,7 @@
 import codecs
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt.datasets.dataset import BadDataset
@@ -26,7 +26,6 @@ def detect_encoding(path, progress):
     return in_its_encoding(path, read)
 
 
-@settings(derandomize=True, deadline=None, database=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 5))
 def test_any_chunks_decode_to_the_text(text, size):
     data = text.encode()
@@ -34,7 +33,6 @@ def test_any_chunks_decode_to_the_text(text, size):
     assert "".join(decode(chunks, "utf-8")) == text.removeprefix("\ufeff")
 
 
-@settings(derandomize=True, deadline=None, database=None)
 @given(st.binary(max_size=40), st.integers(1, 5), st.booleans())
 def test_offset_is_that_of_the_first_wrong_byte(data, size, marked):
     data = codecs.BOM_UTF8 * marked + data
