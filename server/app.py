@@ -40,6 +40,7 @@ from server.interceptors import Gate, interceptor_chain
 from server.jobs.launcher import LocalLauncher
 from server.jobs.service import JobService
 from server.metrics import Metrics
+from server.models.runners import check_precision
 from server.models.store import ModelStore
 from server.pulse import beat
 from server.services.datasets import DatasetService
@@ -91,11 +92,14 @@ class App:
     """A running server. Create with `start`."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises CannotStart if the machine lacks the device."""
+        """Raises CannotStart if the machine lacks the device, or the precision on it."""
         try:
             self.device = pick_device(settings.device)
+            check_precision(settings.precision, self.device)
         except ValueError as error:
             raise CannotStart(str(error)) from None
+        except ServiceError as error:
+            raise CannotStart(error.message) from None
         self.settings = settings
         self.metrics = Metrics()
         self.health = Health(SERVICES)
@@ -159,14 +163,16 @@ class App:
             memory_bytes=settings.model_memory_bytes,
             num_slots=settings.num_slots,
             max_waiting=settings.max_waiting_requests,
+            max_waiting_tokens=settings.max_waiting_tokens,
             device=settings.device,
+            precision=settings.precision,
         )
         try:
             self.jobs = await JobService.open(
                 settings.data_dir,
                 datasets=self.datasets,
                 models=self.models,
-                launcher=LocalLauncher(settings.threads),
+                launcher=LocalLauncher(settings.threads, nice=settings.trainer_nice),
                 metrics=self.metrics,
                 max_queued_jobs=settings.max_queued_jobs,
                 max_crashes=settings.max_crashes,

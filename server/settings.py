@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads of models; unset is torch's choice."
     )
+    precision: Literal["float32", "bfloat16", "int8", "int4"] = Field(
+        default="float32", description="How weights are held in memory."
+    )
     load_models: Names = Field(
         default=(),
         description="Models to load at start and keep in memory, separated by commas.",
@@ -92,6 +95,18 @@ class Settings(BaseSettings):
         ge=0,
         le=100_000,
         description="Requests that wait for a model; more are refused.",
+    )
+    max_waiting_tokens: int = Field(
+        default=1 << 17,
+        ge=1,
+        le=1 << 30,
+        description="Prompt tokens that wait for a model; more requests are refused meanwhile.",
+    )
+    trainer_nice: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="How far trainers yield processors to generation; 0 is not at all.",
     )
     max_queued_jobs: int = Field(
         default=100,

@@ -29,7 +29,9 @@ class SteppedEngine(Engine):
 
 
 @asynccontextmanager
-async def running(engine=None, *, num_slots=4, max_waiting=200, metrics=None):
+async def running(
+    engine=None, *, num_slots=4, max_waiting=200, max_waiting_tokens=1000, metrics=None
+):
     engine = engine or Engine(tiny_runner(num_slots=num_slots), TOKENIZER)
     thread = EngineThread(
         engine,
@@ -37,6 +39,7 @@ async def running(engine=None, *, num_slots=4, max_waiting=200, metrics=None):
         metrics=metrics or Metrics(),
         num_slots=num_slots,
         max_waiting=max_waiting,
+        max_waiting_tokens=max_waiting_tokens,
         loop=asyncio.get_running_loop(),
     )
     thread.start()
@@ -159,6 +162,28 @@ async def test_a_full_queue_refuses_at_once():
         streams[1].cancel()
         thread.submit(request("now there is room"))
     assert sample(metrics, "requests_rejected_total", model="tiny", reason="queue_full") == 1
+
+
+async def test_a_queue_full_of_tokens_refuses_at_once():
+    """Prompts count as the tokens that the model sees of them, until they have a slot."""
+    metrics = Metrics()
+    async with running(num_slots=1, max_waiting_tokens=114, metrics=metrics) as thread:
+        first = thread.submit(request("first", LONG, prompt="x" * 100))  # counts as 64
+        assert isinstance((await first.next())[0], Started)
+        waiting = thread.submit(request("waiting", prompt="x" * 50))
+        with thread.place(1000):
+            with pytest.raises(ResourceExhausted, match="prompts of 114 tokens") as refused:
+                with thread.place(1):
+                    pass
+            assert refused.value.retry_seconds is not None
+        thread.submit(request("prepared", prompt="x" * 64))
+        with pytest.raises(ResourceExhausted):
+            thread.check_admission()
+        waiting.cancel()
+        thread.check_admission()
+        first.cancel()
+    assert thread._waiting_tokens == 0
+    assert sample(metrics, "requests_rejected_total", model="tiny", reason="queue_full") == 2
 
 
 async def test_a_deadline_that_the_queue_cannot_meet_is_refused_early():

@@ -75,6 +75,15 @@ async def test_a_trainer_gets_its_run_and_an_environment_of_its_own(run: RunDire
     assert "to stderr" in log
 
 
+async def test_a_trainer_yields_to_the_server(run: RunDirectory) -> None:
+    path = run.path / "trainer.py"
+    path.write_text(WAITS_FOR_END_OF_FILE)
+    trainer = await LocalLauncher(command=(sys.executable, str(path)), nice=7).start(run)
+    assert psutil.Process(trainer.pid).nice() == min(psutil.Process().nice() + 7, 19)
+    trainer.kill()
+    await trainer.wait()
+
+
 async def test_the_log_goes_on_after_a_restart(run: RunDirectory) -> None:
     for _ in range(2):
         assert await (await start(run, "print('hello')")).wait() == 0

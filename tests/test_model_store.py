@@ -33,11 +33,12 @@ from server.errors import (
 from server.metrics import Metrics
 from server.models import memory as module
 from server.models.catalog import ModelCatalog
-from server.models.loaded import build_engine, memory_bytes_of
+from server.models.loaded import build_engine
 from server.models.memory import ModelState
+from server.models.runners import memory_bytes_of
 from server.serving.engine_thread import EngineFailure
 
-ONE = memory_bytes_of(CONFIG, 4)
+ONE = memory_bytes_of(CONFIG, 4, "float32")
 """Bytes of one model in the store of these tests."""
 
 
@@ -287,6 +288,31 @@ async def test_a_newer_checkpoint_that_does_not_fit_beside_the_old(tmp_path):
                 assert model.weight_version == 100
         async with store.acquire("job:j1") as model:  # idle: it makes room
             assert model.weight_version == 200
+
+
+async def test_loading_in_another_precision_lets_running_requests_finish(tmp_path, builds):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    async with model_store(tmp_path) as store:
+        async with store.acquire("tiny") as old:
+            stream = old.engine.submit(request("old", 200, seed=1))
+            await store.load("tiny", precision="bfloat16")
+            async with store.acquire("tiny") as new:  # as it was asked for last
+                assert (new.precision, old.precision) == ("bfloat16", "float32")
+                assert new.engine is not old.engine
+            assert len(await read(stream)) == 200
+        assert len(builds) == 2
+
+
+async def test_a_failed_load_in_another_precision_is_told_and_leaves_the_old_one(tmp_path):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    async with model_store(tmp_path) as store:
+        await store.load("tiny")
+        damage(tmp_path / "models" / "tiny")
+        with pytest.raises(DataLoss):
+            await store.load("tiny", precision="bfloat16")
+        async with store.acquire("tiny") as model:
+            assert model.precision == "float32"
+            assert len(await read(model.engine.submit(request("r", 5)))) == 5
 
 
 async def test_unloading_waits_for_running_requests(tmp_path):

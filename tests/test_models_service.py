@@ -5,6 +5,7 @@ import time
 
 import grpc
 import pytest
+import torch
 from google.rpc import error_details_pb2
 from safetensors.torch import save_file
 from serving import (
@@ -23,6 +24,7 @@ from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
 from nanogpt.tokenizer import GPT2Tokenizer
 from protos.nanogpt.v1 import inference_pb2
 from protos.nanogpt.v1 import models_pb2 as pb
+from server.models import runners
 from server.models.catalog import parameter_count
 
 Code = grpc.StatusCode
@@ -41,6 +43,7 @@ async def test_a_model_is_described(folder):
         assert (model.name, model.job_id, model.step, model.tokenizer) == ("tiny", "j0", 10, "char")
         assert model.state == State.STATE_UNLOADED
         assert model.parameter_count == parameter_count(CONFIG)
+        assert not model.precision and not model.HasField("memory_bytes")
         assert model.val_loss == 4.0 and model.size_bytes > 4 * model.parameter_count
         assert abs(model.create_time.ToNanoseconds() / 1e9 - time.time()) < 60
         for field in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias"):
@@ -75,6 +78,42 @@ async def test_load_unload_delete(folder):
         await server.models.DeleteModel(pb.DeleteModelRequest(name="tiny"))
         error = await refused(server.models.GetModel(pb.GetModelRequest(name="tiny")))
         assert error.code() is Code.NOT_FOUND
+
+
+async def test_a_model_is_held_in_the_precision_asked_for(folder):
+    async with served(folder) as server:
+        request = pb.LoadModelRequest(name="tiny")
+        model = (await server.models.LoadModel(request)).model
+        assert model.precision == "float32"
+        whole_bytes = model.memory_bytes
+        request.precision = "bfloat16"
+        model = (await server.models.LoadModel(request)).model  # anew
+        assert model.precision == "bfloat16"
+        assert whole_bytes - model.memory_bytes == 2 * model.parameter_count
+        wanted = inference_pb2.GenerateRequest(model="tiny")
+        async for message in server.inference.Generate(wanted):
+            if message.HasField("started"):
+                assert message.started.precision == "bfloat16"
+        await server.models.UnloadModel(pb.UnloadModelRequest(name="tiny"))
+        model = (await server.models.GetModel(pb.GetModelRequest(name="tiny"))).model
+        assert not model.precision and not model.HasField("memory_bytes")
+
+
+async def test_a_precision_that_cannot_be_had_leaves_the_model_as_it_is(folder, monkeypatch):
+    async with served(folder) as server:
+        monkeypatch.setattr(runners, "TORCH_PRECISIONS", {"float32": torch.float32})
+        request = pb.LoadModelRequest(name="tiny", precision="bfloat16")
+        for _ in range(2):  # not loaded, loaded
+            error = await refused(server.models.LoadModel(request))
+            assert error.code() is Code.FAILED_PRECONDITION
+            failure = detail(error, error_details_pb2.PreconditionFailure)
+            assert failure.violations[0].subject == "bfloat16"
+            model = await server.models.LoadModel(pb.LoadModelRequest(name="tiny"))
+            assert model.model.precision == "float32"
+        request.precision = "float64"
+        found = violations(await refused(server.models.LoadModel(request)))
+        allowed = "must be float32, bfloat16, int8 or int4"
+        assert found == {"precision": f"{allowed}, got 'float64'"}
 
 
 async def test_checkpoints_of_a_job_can_be_loaded(tmp_path):

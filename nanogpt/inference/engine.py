@@ -63,6 +63,11 @@ class Engine:
         self._scheduler = Scheduler(runner.num_slots, prefill_chunk_tokens)
 
     @property
+    def block_size(self) -> int:
+        """Tokens that the model sees at a time. Never changes."""
+        return self._runner.block_size
+
+    @property
     def num_running(self) -> int:
         """Samples that hold a slot."""
         return len(self._scheduler.running)
@@ -75,14 +80,13 @@ class Engine:
     @property
     def kv_cache_usage_ratio(self) -> float:
         """Share of the KV cache's positions in use, in [0, 1]."""
-        positions = self._runner.num_slots * self._runner.block_size
+        positions = self._runner.num_slots * self.block_size
         return self._scheduler.num_cached_tokens / positions
 
     def add(self, request: Request) -> None:
         """Queues every sample of a request; the one with the lowest priority number goes first."""
-        block_size = self._runner.block_size
         for index in range(request.num_samples):
-            self._scheduler.add(Sequence(request, index, block_size, self._tokenizer))
+            self._scheduler.add(Sequence(request, index, self.block_size, self._tokenizer))
 
     def cancel(self, request_id: str) -> None:
         """Forgets a request and frees its slots at once. Unknown or finished ids are fine."""

@@ -6,6 +6,7 @@ the server is gone, however it went, and then saves its work and leaves.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -42,7 +43,11 @@ class LocalLauncher:
         self,
         threads: int | None = None,
         command: Sequence[str] = (sys.executable, "-m", "nanogpt.training"),
+        nice: int = 0,
     ) -> None:
+        """Trainers use `threads` CPU threads, None is torch's choice, and are `nice` levels more
+        modest than this process: generation goes first on processors that both want."""
+        self._nice = nice
         self._command = list(command)
         self._environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
         if threads is not None:
@@ -68,6 +73,10 @@ class LocalLauncher:
             raise
         finally:
             os.close(pipe_read)
+        # threads that it starts later are as modest; it cannot have started any yet
+        with contextlib.suppress(ProcessLookupError):
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            os.setpriority(os.PRIO_PROCESS, process.pid, own + self._nice)
         return LocalTrainer(process, pipe_write)
 
 

@@ -11,19 +11,20 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta, load_model
+from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta
 from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
 from nanogpt.device import is_out_of_memory
 from nanogpt.inference.engine import Engine, NonFiniteLogits
 from nanogpt.inference.events import Failed
 from nanogpt.inference.request import Request
-from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.tokenizer import Tokenizer
 from server.errors import NotFound, ResourceExhausted
-from server.models.catalog import ModelRef, damaged, parameter_count, tokenizer_of
+from server.models.catalog import ModelRef, damaged, tokenizer_of
+from server.models.runners import Precision, build_runner
 from server.serving.engine_thread import EngineThread
 
 SERVING_DTYPE = torch.float32
+"""The arithmetic of float32 weights, whose peak benchmarks are compared with."""
 
 
 @dataclass(eq=False, slots=True)
@@ -36,6 +37,8 @@ class LoadedModel:
     tokenizer: Tokenizer
     model_config: ModelConfig
     device: torch.device
+    precision: Precision
+    """How the weights are held."""
     num_slots: int
     engine: EngineThread
     memory_bytes: int
@@ -65,24 +68,28 @@ class LoadedModel:
                 self.unheld.set()
 
 
-def memory_bytes_of(config: ModelConfig, num_slots: int) -> int:
-    """What a model takes: its weights, and keys and values of every slot's whole window."""
-    kv_values = 2 * config.n_layer * num_slots * config.block_size * config.n_embd
-    return (parameter_count(config) + kv_values) * SERVING_DTYPE.itemsize
-
-
 def build_engine(
-    ref: ModelRef, meta: CheckpointMeta, device: torch.device, num_slots: int
+    ref: ModelRef,
+    meta: CheckpointMeta,
+    device: torch.device,
+    num_slots: int,
+    precision: Precision,
 ) -> tuple[Engine, Tokenizer]:
     """An engine that has proven to generate. Takes seconds: run it off the event loop.
 
-    Raises DataLoss, NotFound if the files are gone, ResourceExhausted, or whatever a forward pass
-    may raise.
+    Raises DataLoss, NotFound if the files are gone, ResourceExhausted, FailedPrecondition if the
+    precision cannot be had here, or whatever a forward pass may raise.
     """
     tokenizer = tokenizer_of(ref, meta)
     try:
-        model = load_model(ref.folder, device)
-        engine = Engine(TorchRunner(model, tokenizer.vocab_size, num_slots=num_slots), tokenizer)
+        runner = build_runner(
+            ref.folder,
+            device,
+            vocab_size=tokenizer.vocab_size,
+            num_slots=num_slots,
+            precision=precision,
+        )
+        engine = Engine(runner, tokenizer)
         _warm_up(engine)
     except FileNotFoundError:  # deleted meanwhile, or pruned in favour of a newer checkpoint
         raise NotFound("model", ref.reference) from None

@@ -23,7 +23,8 @@ import torch
 from server.errors import DataLoss, NotFound, ResourceExhausted, Unavailable
 from server.metrics import Metrics
 from server.models.catalog import ModelCatalog, ModelRef
-from server.models.loaded import LoadedModel, build_engine, memory_bytes_of
+from server.models.loaded import LoadedModel, build_engine
+from server.models.runners import Precision, check_precision, memory_bytes_of
 from server.serving.engine_thread import EngineThread
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class _Slot:
     """What is in memory, or on its way there, for one reference."""
 
     reference: str
+    precision: Precision
+    """How its model is to be held."""
     model: LoadedModel | None = None
     loading: asyncio.Task[None] | None = None
     num_waiting: int = 0
@@ -75,9 +78,12 @@ class _Slot:
     def is_held(self) -> bool:
         return self.model is not None and self.model.num_holders > 0
 
-    def serves(self, ref: ModelRef) -> bool:
-        """Whether its model is alive and no older than the reference asks for."""
+    def serves(self, ref: ModelRef, precision: Precision | None) -> bool:
+        """Whether its model is alive, no older than the reference asks for, and held as wanted;
+        None is as it is."""
         if self.model is None or self.model.engine.has_ended:
+            return False
+        if self.model.precision != (precision or self.precision):
             return False
         return ref.folder == self.refused or self.model.ref.is_as_new_as(ref)
 
@@ -93,15 +99,20 @@ class ModelMemory:
         memory_bytes: int | None,
         num_slots: int,
         max_waiting: int,
+        max_waiting_tokens: int,
         device: torch.device,
+        precision: Precision,
     ) -> None:
-        """Models take at most `memory_bytes` together; None is half of the machine's."""
+        """Models take at most `memory_bytes` together; None is half of the machine's. They are
+        held in `precision` unless `pin` says otherwise."""
         self._catalog = catalog
         self._metrics = metrics
         self._memory_bytes = _half_of_memory() if memory_bytes is None else memory_bytes
         self._num_slots = num_slots
         self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
         self._device = device
+        self._precision = precision
         self._slots: dict[str, _Slot] = {}  # by canonical reference
         self._in_memory: list[LoadedModel] = []  # those of slots, and retired ones still held
         self._used_bytes = 0  # by these, and by loads under way
@@ -127,6 +138,11 @@ class ModelMemory:
         slot = self._slots.get(reference)
         return ModelState.UNLOADED if slot is None else slot.state
 
+    def loaded(self, reference: str) -> LoadedModel | None:
+        """The model of a canonical reference, if it is in memory."""
+        slot = self._slots.get(reference)
+        return None if slot is None else slot.model
+
     def loaded_references(self, name: str) -> list[str]:
         """References to the files of a model, NAME and NAME@STEP, that are loaded or loading."""
         return [
@@ -145,9 +161,15 @@ class ModelMemory:
         with (await self._ready(reference, field)).held() as model:
             yield model
 
-    async def pin(self, reference: str, field: str) -> None:
-        """Loads a model that stays until it is released. Raises as `acquire`."""
-        async with self.acquire(reference, field) as model:
+    async def pin(self, reference: str, field: str, precision: Precision | None) -> None:
+        """Loads a model that stays until it is released, held as `precision` says; None is the
+        server's setting. One that is held otherwise is loaded anew, and stays if that fails.
+
+        Raises as `acquire`, FailedPrecondition if the precision cannot be had here.
+        """
+        precision = precision or self._precision
+        check_precision(precision, self._device)
+        with (await self._ready(reference, field, precision)).held() as model:
             self._slots[model.ref.reference].is_pinned = True
 
     async def release(self, reference: str) -> None:
@@ -178,30 +200,34 @@ class ModelMemory:
 
     # --- loading ---------------------------------------------------------------------------------
 
-    async def _ready(self, reference: str, field: str) -> LoadedModel:
+    async def _ready(
+        self, reference: str, field: str, precision: Precision | None = None
+    ) -> LoadedModel:
         """The model to use now; whoever awaits it can hold it before anything else happens."""
         slot = self._slots.get(reference)
         if slot is not None and slot.model is not None and slot.model.ref.is_final:
-            if not slot.model.engine.has_ended:
+            if slot.serves(slot.model.ref, precision):
                 return slot.model  # spares a look at the disk
         while True:
             ref = await asyncio.to_thread(self._catalog.resolve, reference, field)
             try:
-                return await self._ready_for(ref)
+                return await self._ready_for(ref, precision)
             except NotFound:
                 if ref == await asyncio.to_thread(self._catalog.resolve, reference, field):
                     raise
                 # pruned meanwhile in favour of a newer checkpoint
 
-    async def _ready_for(self, ref: ModelRef) -> LoadedModel:
-        slot = self._slots.setdefault(ref.reference, _Slot(ref.reference))
+    async def _ready_for(self, ref: ModelRef, precision: Precision | None) -> LoadedModel:
+        slot = self._slots.setdefault(ref.reference, _Slot(ref.reference, self._precision))
         slot.num_waiting += 1
         try:
-            while not slot.serves(ref):
-                await self._load_once(slot, ref)
+            while not slot.serves(ref, precision):
+                await self._load_once(slot, ref, precision or slot.precision)
         except Exception as error:
             if slot.model is None or slot.model.engine.has_ended:
                 raise
+            if precision is not None and slot.model.precision != precision:
+                raise  # it was asked for: an older answer is none
             if isinstance(error, (DataLoss, NotFound)):
                 slot.refused = ref.folder
             step = slot.model.weight_version
@@ -212,11 +238,11 @@ class ModelMemory:
         assert slot.model is not None
         return slot.model
 
-    async def _load_once(self, slot: _Slot, ref: ModelRef) -> None:
+    async def _load_once(self, slot: _Slot, ref: ModelRef, precision: Precision) -> None:
         """Waits for the load under way, or for a new one. Going away does not stop it."""
         if not self._is_stopping:
             if slot.loading is None:
-                slot.loading = asyncio.create_task(self._load(slot, ref))
+                slot.loading = asyncio.create_task(self._load(slot, ref, precision))
                 slot.loading.add_done_callback(lambda load: self._end_load(slot, load))
             load = slot.loading
             await asyncio.wait([load])
@@ -230,16 +256,16 @@ class ModelMemory:
             load.exception()  # seen, also if nobody waits any more
         self._forget_if_empty(slot)
 
-    async def _load(self, slot: _Slot, ref: ModelRef) -> None:
+    async def _load(self, slot: _Slot, ref: ModelRef, precision: Precision) -> None:
         """Puts a model into its slot, in place of an older or a dead one."""
         start = time.monotonic()
         meta = await asyncio.to_thread(self._catalog.read, ref)
-        memory_bytes = memory_bytes_of(meta.model_config, self._num_slots)
+        memory_bytes = memory_bytes_of(meta.model_config, self._num_slots, precision)
         await self._make_room(memory_bytes, slot)
         try:
             async with self._building:
                 engine, tokenizer = await asyncio.to_thread(
-                    build_engine, ref, meta, self._device, self._num_slots
+                    build_engine, ref, meta, self._device, self._num_slots, precision
                 )
         except BaseException:
             self._used_bytes -= memory_bytes
@@ -250,17 +276,20 @@ class ModelMemory:
             metrics=self._metrics,
             num_slots=self._num_slots,
             max_waiting=self._max_waiting,
+            max_waiting_tokens=self._max_waiting_tokens,
             loop=asyncio.get_running_loop(),
         )
         thread.start()
         if slot.model is not None:
             self._retire(slot)
+        slot.precision = precision
         slot.model = LoadedModel(
             ref=ref,
             weight_version=meta.step,
             tokenizer=tokenizer,
             model_config=meta.model_config,
             device=self._device,
+            precision=precision,
             num_slots=self._num_slots,
             engine=thread,
             memory_bytes=memory_bytes,
@@ -270,7 +299,9 @@ class ModelMemory:
         seconds = time.monotonic() - start
         self._metrics.weight_load_duration_seconds.labels(model=ref.name).set(seconds)
         self._metrics.weight_version_info.labels(model=ref.name, version=str(meta.step)).set(1)
-        logger.info("loaded %s, step %d, in %.2f s", ref.reference, meta.step, seconds)
+        logger.info(
+            "loaded %s, step %d, in %s, in %.2f s", ref.reference, meta.step, precision, seconds
+        )
 
     # --- making room -----------------------------------------------------------------------------
 

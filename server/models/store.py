@@ -24,6 +24,7 @@ from server.models.catalog import ModelCatalog, ModelRef, parameter_count, token
 from server.models.exports import ModelExports
 from server.models.loaded import LoadedModel
 from server.models.memory import ModelMemory, ModelState
+from server.models.runners import Precision, check_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,10 @@ class ModelInfo:
     state: ModelState
     meta: CheckpointMeta
     parameter_count: int
+    precision: Precision | None
+    """How its weights are held, None unless it is loaded."""
+    memory_bytes: int | None
+    """What weights and caches take, None unless it is loaded."""
 
 
 class ModelStore:
@@ -49,14 +54,19 @@ class ModelStore:
         memory_bytes: int | None = None,
         num_slots: int = 32,
         max_waiting: int = 64,
+        max_waiting_tokens: int = 1 << 17,
         device: str = "auto",
+        precision: Precision = "float32",
     ) -> None:
         """Loaded models take at most `memory_bytes` together; None is half of the machine's.
 
-        Each generates `num_slots` sequences at a time and lets `max_waiting` more requests wait.
-        `models_in_training` tells the names that jobs will give to their models. Raises ValueError
-        if there is no such device.
+        Each generates `num_slots` sequences at a time and lets `max_waiting` more requests wait,
+        whose prompts have about `max_waiting_tokens` tokens at most. `models_in_training` tells the
+        names that jobs will give to their models. Raises ValueError if there is no such device,
+        FailedPrecondition if models cannot be held in `precision` on it.
         """
+        picked_device = pick_device(device)
+        check_precision(precision, picked_device)
         self._catalog = ModelCatalog(data_dir)
         self._exports = ModelExports(self._catalog, data_dir)
         self._memory = ModelMemory(
@@ -65,7 +75,9 @@ class ModelStore:
             memory_bytes=memory_bytes,
             num_slots=num_slots,
             max_waiting=max_waiting,
-            device=pick_device(device),
+            max_waiting_tokens=max_waiting_tokens,
+            device=picked_device,
+            precision=precision,
         )
         self._datasets = datasets
         self._models_in_training = models_in_training
@@ -106,9 +118,12 @@ class ModelStore:
         """
         return self._memory.acquire(reference, field)
 
-    async def load(self, reference: str, field: str = "model") -> ModelInfo:
-        """Loads a model and keeps it until `unload`. Raises as `acquire`."""
-        await self._memory.pin(reference, field)
+    async def load(
+        self, reference: str, field: str = "model", precision: Precision | None = None
+    ) -> ModelInfo:
+        """Loads a model and keeps it until `unload`, its weights held as `precision` says; None is
+        the server's setting. Raises as `acquire`, FailedPrecondition if that cannot be had here."""
+        await self._memory.pin(reference, field, precision)
         return await self.get(reference, field)
 
     async def unload(self, reference: str, field: str = "model") -> ModelInfo:
@@ -168,5 +183,12 @@ class ModelStore:
             done.exception()  # seen, also if nobody waits any more
 
     def _info(self, ref: ModelRef, meta: CheckpointMeta) -> ModelInfo:
-        state = self._memory.state(ref.reference)
-        return ModelInfo(ref.name, state, meta, parameter_count(meta.model_config))
+        loaded = self._memory.loaded(ref.reference)
+        return ModelInfo(
+            name=ref.name,
+            state=self._memory.state(ref.reference),
+            meta=meta,
+            parameter_count=parameter_count(meta.model_config),
+            precision=loaded.precision if loaded else None,
+            memory_bytes=loaded.memory_bytes if loaded else None,
+        )

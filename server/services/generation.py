@@ -68,6 +68,12 @@ def request_from_pb(
     return request
 
 
+def prompt_tokens_at_most(message: pb.GenerateRequest) -> int:
+    """How many tokens the prompt may have, known before it is encoded: a token is at least one
+    byte of text."""
+    return len(message.prompt_token_ids.ids) or len(message.prompt.encode())
+
+
 def violations_of_any_model(message: pb.GenerateRequest) -> list[Violation]:
     """What is wrong with a request whatever the model."""
     _, sampling = _sampling_from_pb(message.sampling)
@@ -79,13 +85,14 @@ def violations_of_any_model(message: pb.GenerateRequest) -> list[Violation]:
 
 
 def started_to_pb(
-    request: Request, request_id: str, model: str, weight_version: int
+    request: Request, request_id: str, model: str, weight_version: int, precision: str
 ) -> pb.GenerateResponse:
     return pb.GenerateResponse(
         started=pb.Started(
             request_id=request_id,
             model=model,
             weight_version=weight_version,
+            precision=precision,
             prompt_tokens=len(request.prompt_ids),
             sampling=_sampling_to_pb(request.sampling),
             stopping=_stopping_to_pb(request.stopping),

@@ -34,6 +34,7 @@ from server.services.benchmarks import (
 from server.services.generation import (
     delta_to_pb,
     finished_to_pb,
+    prompt_tokens_at_most,
     request_from_pb,
     started_to_pb,
     violations_of_any_model,
@@ -68,7 +69,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         received_at = time.monotonic()
         async with self._model_for(request) as model:
-            with model.engine.place(context.time_remaining()):
+            with model.engine.place(prompt_tokens_at_most(request), context.time_remaining()):
                 try:
                     wanted = await asyncio.to_thread(
                         request_from_pb, request, model.model_config, model.tokenizer
@@ -162,7 +163,11 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
     async def _relay(self, stream: RequestStream, model: LoadedModel, context: Context) -> None:
         """Writes all events of a request, each as soon as the reader takes the one before."""
         started = started_to_pb(
-            stream.request, current_request_id(), model.name, model.weight_version
+            stream.request,
+            current_request_id(),
+            model.name,
+            model.weight_version,
+            model.precision,
         )
         unfinished = stream.request.num_samples
         while events := await stream.next():

@@ -15,6 +15,7 @@ from protos.nanogpt.v1 import models_pb2 as pb
 from protos.nanogpt.v1 import models_pb2_grpc as pb_grpc
 from server.errors import InvalidArgument
 from server.models.memory import ModelState
+from server.models.runners import PRECISIONS, Precision
 from server.models.store import ModelInfo, ModelStore
 from server.names import name_violations
 
@@ -55,7 +56,9 @@ class ModelService(pb_grpc.ModelServiceServicer):
         self, request: pb.LoadModelRequest, context: Context
     ) -> pb.LoadModelResponse:
         _require_name(request.name)
-        info = await self._models.load(request.name, field="name")
+        info = await self._models.load(
+            request.name, field="name", precision=_precision_from_pb(request.precision)
+        )
         return pb.LoadModelResponse(model=model_to_pb(info))
 
     async def UnloadModel(
@@ -115,6 +118,8 @@ def model_to_pb(info: ModelInfo) -> pb.Model:
         val_loss=meta.val_loss,
         tokenizer=meta.tokenizer["kind"],
         size_bytes=meta.size_bytes,
+        precision=info.precision,
+        memory_bytes=info.memory_bytes,
     )
 
 
@@ -134,6 +139,13 @@ def _format_violations(format: int, known: dict[pb.ModelFormat, str]) -> list[Vi
         return []
     allowed = " or ".join(map(pb.ModelFormat.Name, known))
     return [Violation("format", f"must be {allowed}, got {format}")]
+
+
+def _precision_from_pb(name: str) -> Precision | None:
+    if name and name not in PRECISIONS:
+        allowed = f"must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+        raise InvalidArgument([Violation("precision", f"{allowed}, got {name!r}")])
+    return next((precision for precision in PRECISIONS if precision == name), None)
 
 
 def _require_name(name: str) -> None:

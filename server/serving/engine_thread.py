@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 from nanogpt.device import is_out_of_memory
 from nanogpt.inference.engine import Engine
@@ -71,15 +72,18 @@ class EngineThread:
         metrics: Metrics,
         num_slots: int,
         max_waiting: int,
+        max_waiting_tokens: int,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         """`model` names the engine in metrics and errors. Beside as many requests as it has slots,
-        at most `max_waiting` are accepted."""
+        at most `max_waiting` are accepted, and none while `max_waiting_tokens` tokens of prompts
+        wait."""
         self._engine = engine
         self._model = model
         self._record = ServingRecord(metrics, model)
         self._num_slots = num_slots
         self._max_waiting = max_waiting
+        self._max_waiting_tokens = max_waiting_tokens
         self._loop = loop
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"engine {model}", daemon=True)
@@ -88,6 +92,8 @@ class EngineThread:
         self._streams: dict[str, RequestStream] = {}
         self._num_prepared = 0
         """Requests that have a place already, see `place`."""
+        self._waiting_tokens = 0
+        """Tokens to compute of the prompts that wait or are prepared."""
         self._drain_rate = DrainRate()
         self.is_stopping = False
         """Whether new requests are refused, for good."""
@@ -112,54 +118,56 @@ class EngineThread:
         return self._ended.is_set()
 
     def check_admission(self, remaining_seconds: float | None = None) -> None:
-        """Raises what `submit` would raise now.
+        """Raises what `place` would raise now.
 
         Raises DeadlineExceeded too if the request would still be waiting after
         `remaining_seconds`, the time until its deadline.
         """
-        if self.is_stopping or self.has_ended:
-            self._record.rejected("draining")
-            raise Unavailable(f"model {self._model} is being unloaded; try again")
-        admitted = len(self._streams) + self._num_prepared
-        waiting = max(0, admitted - self._num_slots)
-        if admitted >= self._num_slots + self._max_waiting:
-            self._record.rejected("queue_full")
-            raise ResourceExhausted(
-                f"{waiting} requests wait for model {self._model}, as many as this server allows",
-                self._retry_seconds(),
-                limit="waiting_requests",
+        self._check_room()
+        if self._waiting_tokens >= self._max_waiting_tokens:
+            self._refuse_full(
+                f"prompts of {self._waiting_tokens} tokens wait for model {self._model}, as many "
+                f"as this server allows",
+                "waiting_tokens",
             )
-        wait_seconds = waiting * (self._drain_rate.seconds_per_request or 0.0)
+        wait_seconds = self._num_waiting * (self._drain_rate.seconds_per_request or 0.0)
         if remaining_seconds is not None and wait_seconds > remaining_seconds:
             self._record.rejected("deadline")
             raise DeadlineExceeded(
-                f"{waiting} requests wait for model {self._model}: its queue takes about "
+                f"{self._num_waiting} requests wait for model {self._model}: its queue takes about "
                 f"{wait_seconds:.1f} s, the deadline is in {remaining_seconds:.1f} s"
             )
 
     @contextmanager
-    def place(self, remaining_seconds: float | None = None) -> Iterator[None]:
-        """Keeps a place for a request while it is prepared; `submit` it right afterwards.
+    def place(
+        self, prompt_tokens: int = 0, remaining_seconds: float | None = None
+    ) -> Iterator[None]:
+        """Keeps a place for a request of about `prompt_tokens` tokens while it is prepared;
+        `submit` it right afterwards.
 
         So a full queue refuses before the work and never after it. Raises as `check_admission`.
         """
         self.check_admission(remaining_seconds)
+        prompt_tokens = min(prompt_tokens, self._engine.block_size)
         self._num_prepared += 1
+        self._waiting_tokens += prompt_tokens
         try:
             yield
         finally:
             self._num_prepared -= 1
+            self._waiting_tokens -= prompt_tokens
 
     def submit(self, request: Request, *, received_at: float | None = None) -> RequestStream:
         """The stream of a valid request that joins the queue.
 
         `received_at`, in seconds of `time.monotonic()`, is when its timings begin; None is now.
-        Its id must differ from those of unfinished requests. Raises ResourceExhausted if the queue
-        is full, Unavailable once stopping.
+        Its id must differ from those of unfinished requests. Raises ResourceExhausted if as many
+        requests wait as may, Unavailable once stopping.
         """
-        self.check_admission()
+        self._check_room()
         stream = RequestStream(request, received_at, on_cancel=self._cancel)
         self._streams[request.id] = stream
+        self._waiting_tokens += self._tokens_to_compute(stream)
         self._empty.clear()
         self._commands.put(lambda: self._engine.add(request))
         return stream
@@ -186,6 +194,30 @@ class EngineThread:
         self._thread.join()
         self._record.load(0, 0, 0.0)
 
+    @property
+    def _num_waiting(self) -> int:
+        """Requests for which there is no slot."""
+        return max(0, len(self._streams) + self._num_prepared - self._num_slots)
+
+    def _tokens_to_compute(self, stream: RequestStream) -> int:
+        """Tokens of a prompt that the model sees."""
+        return min(stream.prompt_tokens, self._engine.block_size)
+
+    def _check_room(self) -> None:
+        if self.is_stopping or self.has_ended:
+            self._record.rejected("draining")
+            raise Unavailable(f"model {self._model} is being unloaded; try again")
+        if len(self._streams) + self._num_prepared >= self._num_slots + self._max_waiting:
+            self._refuse_full(
+                f"{self._num_waiting} requests wait for model {self._model}, as many as this "
+                f"server allows",
+                "waiting_requests",
+            )
+
+    def _refuse_full(self, message: str, limit: str) -> NoReturn:
+        self._record.rejected("queue_full")
+        raise ResourceExhausted(message, self._retry_seconds(), limit=limit)
+
     def _retry_seconds(self) -> float:
         """When a place in a full queue is likely to be free: after half of it has drained."""
         per_request = self._drain_rate.seconds_per_request
@@ -202,6 +234,8 @@ class EngineThread:
     ) -> None:
         """Forgets a request; a `reason` says why it got no whole answer."""
         del self._streams[stream.request.id]
+        if not stream.has_started:
+            self._waiting_tokens -= self._tokens_to_compute(stream)
         if reason is not None:
             self._record.rejected(reason)
         stream.end(error)
@@ -225,6 +259,7 @@ class EngineThread:
     def _receive_event(self, stream: RequestStream, event: Event, report: _Report) -> None:
         match event:
             case Started():
+                self._waiting_tokens -= self._tokens_to_compute(stream)
                 stream.clock.started_at = report.start
                 self._record.started(stream.clock, stream.prompt_tokens)
                 stream.push(event)

@@ -162,6 +162,11 @@ class RequestStream:
         return self.clock.timings
 
     @property
+    def has_started(self) -> bool:
+        """Whether the request has left the queue."""
+        return self.clock.started_at > 0
+
+    @property
     def prompt_tokens(self) -> int:
         return len(self.request.prompt_ids)
 
