@@ -229,8 +229,14 @@ class FakeServer(
                 tokens_per_second=100.0 * concurrency,
                 time_to_first_token_seconds=spread,
                 inter_token_latency_seconds=spread,
+                e2e_latency_seconds=spread,
                 mfu=0.25,
+                windows=max(1, request.inference.max_windows),
             )
+            if request.inference.max_windows > 2:
+                measured.is_stable = concurrency < 8
+            if request.inference.HasField("time_to_first_token_objective_seconds"):
+                measured.goodput_requests_per_second = 1.5
             yield inference.BenchmarkResponse(inference=measured, device=device)
 
     def Tokenize(self, request, context):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import grpc
 import pytest
@@ -388,6 +389,46 @@ def test_bench_shows_a_row_for_each_concurrency(server, run):
     assert "1.0 / 2.0 / 3.0" in out and "25.0 %" in out
     (request,) = server.asked(BenchmarkRequest)
     assert (request.inference.model, request.inference.seed) == ("bard", 3)
+
+
+def test_bench_says_whether_a_result_is_stable_and_good(server, run):
+    options = ("--max_windows=5", "--time_to_first_token_objective_seconds=0.25")
+    _, out, _ = run("bench", "--concurrency=1,8", *options)
+    rows = [line.strip() for line in out.splitlines() if line.lstrip()[:1].isdigit()]
+    assert "1.50/s" in rows[0] and rows[0].endswith("5 stable")
+    assert rows[1].endswith("5 UNSTABLE")
+    (request,) = server.asked(BenchmarkRequest)
+    assert request.inference.max_windows == 5
+    assert request.inference.time_to_first_token_objective_seconds == 0.25
+
+
+def test_bench_draws_a_picture(server, run, tmp_path):
+    path = tmp_path / "speed.svg"
+    assert run("bench", "--concurrency=1,4,8", f"--output={path}")[0] == 0
+    drawing = ElementTree.fromstring(path.read_text())
+    svg = "{http://www.w3.org/2000/svg}"
+    throughput, first_token, between_tokens = drawing.findall(f"{svg}g")
+    tips = [tip.text for tip in throughput.iter(f"{svg}title")]
+    assert tips == ["all: 100 tokens/s", "all: 400 tokens/s", "all: 800 tokens/s"]
+    for panel in (first_token, between_tokens):
+        assert [tip.text for tip in panel.iter(f"{svg}title")][::3] == [
+            "p50: 1 ms",
+            "p95: 2 ms",
+            "p99: 3 ms",
+        ]
+    assert "a [fast] one" in drawing.find(f"{svg}title").text
+
+
+def test_bench_refuses_a_picture_it_cannot_draw(server, run, tmp_path):
+    for output, reason in (
+        ("speed.png", "must end with .svg"),
+        (f"{tmp_path}/nowhere/speed.svg", "there is no folder"),
+    ):
+        code, _, err = run("bench", f"--output={output}")
+        assert code == 2 and reason in err
+    code, _, err = run("bench", "--mode=training", "--output=speed.svg")
+    assert code == 2 and "output is for --mode=inference" in err
+    assert not server.asked(BenchmarkRequest)
 
 
 def test_bench_of_training_takes_the_gems_keys(server, run):

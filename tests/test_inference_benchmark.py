@@ -1,6 +1,7 @@
 """Inference benchmarks, through a server and alone."""
 
 import asyncio
+from array import array
 
 import grpc
 import pytest
@@ -133,6 +134,95 @@ async def test_utilization_follows_from_the_speed(folder):
     flops = sum(decode_flops_per_token(CONFIG, context) for context in range(1, 10))
     assert result.mfu == pytest.approx(result.requests_per_second * flops / 1e9)
     assert without_peak.mfu is None and without_peak.mbu is None
+
+
+async def test_windows_are_repeated_until_the_last_three_agree(folder, monkeypatch):
+    asked = []
+
+    def agree(windows):
+        asked.append([len(window.laps) for window in windows])
+        return len(windows) == 4
+
+    monkeypatch.setattr(module, "are_stable", agree)
+    async with model_store(folder) as store, store.acquire("tiny") as model:
+        load = InferenceLoad(completion_tokens=2, requests=5, max_windows=10)
+        result = await InferenceBenchmark(model, load, PEAK).measure(2)
+        assert asked[-1] == [5, 5, 5, 5]
+        assert (result.windows, result.completed, result.is_stable) == (4, 15, True)
+        assert result.tokens_per_second == pytest.approx(15 * 2 / result.duration_seconds)
+        monkeypatch.setattr(module, "are_stable", lambda windows: False)
+        load = InferenceLoad(completion_tokens=2, requests=5, max_windows=3)
+        result = await InferenceBenchmark(model, load, PEAK).measure(2)
+        assert (result.windows, result.completed, result.is_stable) == (3, 15, False)
+        load = InferenceLoad(completion_tokens=2, requests=5, max_windows=2)
+        result = await InferenceBenchmark(model, load, PEAK).measure(2)
+        assert (result.windows, result.completed, result.is_stable) == (2, 10, None)
+
+
+def window(seconds: float, *latencies: float) -> "module._Window":
+    return module._Window(
+        [module._Lap(latency, array("d", [0.0])) for latency in latencies], seconds
+    )
+
+
+def test_stable_is_three_windows_within_a_tenth():
+    first, same, slower = window(1.0, 0.5, 0.5), window(1.09, 0.5, 0.52), window(1.2, 0.5, 0.5)
+    longer = window(1.0, 0.6, 0.6)
+    assert module.are_stable([first, same, first])
+    assert module.are_stable([slower, longer, first, same, first])  # only the last ones count
+    assert not module.are_stable([first, first])
+    assert not module.are_stable([first, slower, first])
+    assert not module.are_stable([first, longer, first])
+
+
+async def test_goodput_counts_requests_that_met_every_objective(folder):
+    async with served(folder) as server:
+
+        async def measure(**objectives: float) -> pb.InferenceResult:
+            load = pb.InferenceBenchmark(
+                concurrency=[2], completion_tokens=4, requests=6, **objectives
+            )
+            call = server.inference.Benchmark(pb.BenchmarkRequest(inference=load))
+            (response,) = [response async for response in call]
+            return response.inference
+
+        within, never = 3600.0, 1e-9
+        result = await measure()
+        assert not result.HasField("goodput_requests_per_second")
+        assert (result.windows, result.HasField("is_stable")) == (1, False)
+        assert result.precision == "float32"
+        for summary in (result.time_per_output_token_seconds, result.e2e_latency_seconds):
+            assert 0 < summary.p50 <= summary.p95 <= summary.p99
+        whole = result.e2e_latency_seconds.p50
+        assert whole > result.time_to_first_token_seconds.p50
+        assert whole > 3 * result.time_per_output_token_seconds.p50
+        all_good = await measure(
+            time_to_first_token_objective_seconds=within,
+            time_per_output_token_objective_seconds=within,
+        )
+        assert all_good.goodput_requests_per_second == all_good.requests_per_second
+        for objectives in (
+            {"time_to_first_token_objective_seconds": never},
+            {"time_per_output_token_objective_seconds": never},
+        ):
+            none_good = await measure(**objectives)
+            assert none_good.goodput_requests_per_second == 0
+            assert none_good.HasField("goodput_requests_per_second")
+
+
+async def test_wrong_windows_and_objectives_are_named(folder):
+    async with served(folder) as server:
+        load = pb.InferenceBenchmark(
+            max_windows=101,
+            time_to_first_token_objective_seconds=0,
+            time_per_output_token_objective_seconds=float("nan"),
+        )
+        error = await refused(server.inference.Benchmark(pb.BenchmarkRequest(inference=load)))
+        assert set(violations(error)) == {
+            "inference.max_windows",
+            "inference.time_to_first_token_objective_seconds",
+            "inference.time_per_output_token_objective_seconds",
+        }
 
 
 async def test_peaks_are_measured_once(monkeypatch):

@@ -137,8 +137,22 @@ INFERENCE_BENCH_KEYS = (
     Key("concurrency", INTS, (1, 8), "Numbers of concurrent requests to measure."),
     Key("prompt_tokens", INT32, 16, "Random tokens in each prompt."),
     Key("completion_tokens", INT32, 64, "Tokens sampled by each request."),
-    Key("requests", INT32, None, "Requests at each concurrency; 4 for each if empty."),
+    Key("requests", INT32, None, "Requests in each window; 4 times the concurrency if empty."),
+    Key("max_windows", INT32, 1, "Most windows; more than 2 measure until the last 3 agree."),
+    Key(
+        "time_to_first_token_objective_seconds",
+        FLOAT,
+        None,
+        "Goodput counts requests whose first token came within this.",
+    ),
+    Key(
+        "time_per_output_token_objective_seconds",
+        FLOAT,
+        None,
+        "Goodput counts requests whose later tokens took at most this on average.",
+    ),
 )
+PICTURE = Key("output", TEXT, None, "Also draw the result, into this .svg file.")
 TRAINING_BENCH_KEYS = (
     Key("batch_size", INT32, 12, "Sequences in each step."),
     Key("block_size", INT32, 1024, "Tokens in each sequence."),
@@ -163,11 +177,15 @@ BENCH = Command(
     (
         Key("mode", choice("inference", "training"), "inference", "What to measure."),
         *INFERENCE_BENCH_KEYS,
+        PICTURE,
         *TRAINING_BENCH_KEYS,
         Key("seed", UINT64, 1337, "Seeds prompts, weights and batches."),
         *CALL_KEYS,
     ),
-    ("bench --concurrency=1,8,32", "bench --mode=training --n_layer=6 --n_embd=384 --n_head=6"),
+    (
+        "bench --concurrency=1,8,32 --max_windows=10 --output=speed.svg",
+        "bench --mode=training --n_layer=6 --n_embd=384 --n_head=6",
+    ),
 )
 
 JOB_ID = Argument("JOB", "id of the job")

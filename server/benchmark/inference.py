@@ -1,15 +1,19 @@
 """Measures how fast a model generates, and what share of the device that is.
 
 Requests are sent the way `Generate` sends them, so queueing and live traffic count. Greedy, with
-end-of-text ignored, so that every request has the same length. Knows nothing about protobuf.
+end-of-text ignored, so that every request has the same length. They are sent in windows, as many
+in each, until the last three agree; a single window is no evidence that a speed lasts. Knows
+nothing about protobuf.
 """
 
 import asyncio
+import itertools
 import random
 import secrets
+import statistics
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +37,12 @@ from server.models.loaded import SERVING_DTYPE, LoadedModel
 WARM_UP_TOKENS = 8
 MAX_LEVELS, MAX_CONCURRENCY = 16, 256
 
+STABLE_WINDOWS, STABLE_RATIO = 3, 1.10
+"""So many windows in a row, whose throughput and median latency differ by at most this factor, are
+stable: perf_analyzer's rule.
+https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/perf_analyzer/README.html
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class InferenceLoad:
@@ -41,8 +51,15 @@ class InferenceLoad:
     concurrency: tuple[int, ...] = (1, 8)
     prompt_tokens: int = option(16, "Random tokens in each prompt.", ge=1)
     completion_tokens: int = option(64, "Tokens sampled by each request.", ge=2, le=4096)
-    requests: int | None = option(None, "Requests at each concurrency.", ge=1, le=10_000)
+    requests: int | None = option(None, "Requests in each window.", ge=1, le=10_000)
     seed: int = option(1337, "Seeds the prompts.", ge=0, lt=1 << 64)
+    max_windows: int = option(1, "Most windows at each concurrency.", ge=1, le=100)
+    time_to_first_token_objective_seconds: float | None = option(
+        None, "Time to first token that counts as good.", gt=0
+    )
+    time_per_output_token_objective_seconds: float | None = option(
+        None, "Mean time per token after the first that counts as good.", gt=0
+    )
 
     def __post_init__(self) -> None:
         found = range_violations(self)
@@ -86,6 +103,14 @@ class InferenceResult:
     inter_token_latency_seconds: Percentiles
     mfu: float | None
     mbu: float | None
+    time_per_output_token_seconds: Percentiles
+    e2e_latency_seconds: Percentiles
+    goodput_requests_per_second: float | None
+    """Of requests that met every objective; None if there is none."""
+    windows: int
+    is_stable: bool | None
+    """None if too few windows were asked for to tell."""
+    precision: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +132,31 @@ class _Lap:
 
     first_token_seconds: float
     gaps: "array[float]"
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Mean time per token after the first."""
+        return sum(self.gaps) / len(self.gaps)
+
+    @property
+    def total_seconds(self) -> float:
+        return self.first_token_seconds + sum(self.gaps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """All requests of one window, and how long it took to answer them."""
+
+    laps: list[_Lap]
+    seconds: float
+
+    @property
+    def requests_per_second(self) -> float:
+        return len(self.laps) / self.seconds
+
+    @property
+    def median_latency(self) -> float:
+        return statistics.median(lap.total_seconds for lap in self.laps)
 
 
 class PeakMeter:
@@ -148,16 +198,26 @@ class InferenceBenchmark:
         )
 
     async def measure(self, concurrency: int) -> InferenceResult:
-        """Sends all requests, `concurrency` at a time, after a warm-up that does not count.
+        """Sends windows of requests, `concurrency` at a time, after a warm-up that does not count.
 
         Raises as `EngineThread.submit`. Cancelling it cancels its requests.
         """
+        load, prompts = self._load, self._prompts()
+        warm_up = itertools.islice(prompts, concurrency)
+        await self._run(concurrency, warm_up, min(WARM_UP_TOKENS, load.completion_tokens))
+        windows: list[_Window] = []
+        while len(windows) < load.max_windows and not are_stable(windows):
+            start = time.monotonic()
+            requests = itertools.islice(prompts, load.requests or 4 * concurrency)
+            laps = await self._run(concurrency, requests, load.completion_tokens)
+            windows.append(_Window(laps, time.monotonic() - start))
+        return self._summary(concurrency, windows)
+
+    def _summary(self, concurrency: int, windows: Sequence[_Window]) -> InferenceResult:
         load, model = self._load, self._model
-        await self._run(concurrency, concurrency, min(WARM_UP_TOKENS, load.completion_tokens))
-        num_requests = load.requests or 4 * concurrency
-        start = time.monotonic()
-        laps = await self._run(concurrency, num_requests, load.completion_tokens)
-        seconds = time.monotonic() - start
+        counted = windows[-STABLE_WINDOWS:]
+        laps = [lap for window in counted for lap in window.laps]
+        seconds = sum(window.seconds for window in counted)
         requests_per_second = len(laps) / seconds
         tokens_per_second = requests_per_second * load.completion_tokens
         flops_per_second = requests_per_second * self._flops_per_request()
@@ -174,18 +234,41 @@ class InferenceBenchmark:
             inter_token_latency_seconds=percentiles(gap for lap in laps for gap in lap.gaps),
             mfu=mfu(flops_per_second, self._peak.flops),
             mbu=bytes_per_second / peak_bytes if peak_bytes else None,
+            time_per_output_token_seconds=percentiles(lap.seconds_per_token for lap in laps),
+            e2e_latency_seconds=percentiles(lap.total_seconds for lap in laps),
+            goodput_requests_per_second=self._goodput(laps, seconds),
+            windows=len(windows),
+            is_stable=are_stable(windows) if load.max_windows >= STABLE_WINDOWS else None,
+            precision=dtype_name(SERVING_DTYPE),
         )
 
-    async def _run(self, concurrency: int, num_requests: int, completion_tokens: int) -> list[_Lap]:
-        """Every request's lap. The prompts depend on the load's seed alone."""
-        dice, vocabulary = random.Random(self._load.seed), range(self._model.tokenizer.vocab_size)
-        prompts = (
-            dice.choices(vocabulary, k=self._load.prompt_tokens) for _ in range(num_requests)
+    def _goodput(self, laps: Sequence[_Lap], seconds: float) -> float | None:
+        first = self._load.time_to_first_token_objective_seconds
+        per_token = self._load.time_per_output_token_objective_seconds
+        if first is None and per_token is None:
+            return None
+        good = sum(
+            (first is None or lap.first_token_seconds <= first)
+            and (per_token is None or lap.seconds_per_token <= per_token)
+            for lap in laps
         )
+        return good / seconds
+
+    def _prompts(self) -> Iterator[list[int]]:
+        """Random prompts without end, no two alike, which depend on the load's seed alone."""
+        dice, vocabulary = random.Random(self._load.seed), range(self._model.tokenizer.vocab_size)
+        while True:
+            yield dice.choices(vocabulary, k=self._load.prompt_tokens)
+
+    async def _run(
+        self, concurrency: int, prompts: Iterable[list[int]], completion_tokens: int
+    ) -> list[_Lap]:
+        """The lap of every prompt's request."""
+        waiting = iter(prompts)
         laps: list[_Lap] = []
 
         async def take_turns() -> None:
-            for prompt in prompts:  # shared: each prompt goes to one of the senders
+            for prompt in waiting:  # shared: each prompt goes to one of the senders
                 laps.append(await self._send(prompt, completion_tokens))
 
         senders = [asyncio.create_task(take_turns()) for _ in range(concurrency)]
@@ -244,6 +327,18 @@ class InferenceBenchmark:
         context = min(load.prompt_tokens + load.completion_tokens // 2, config.block_size)
         step_bytes = decode_bytes_per_step(config, SERVING_DTYPE.itemsize, batch, context)
         return step_bytes / batch
+
+
+def are_stable(windows: Sequence[_Window]) -> bool:
+    """Whether throughput and median latency of the last windows agree; False if there are few."""
+    last = windows[-STABLE_WINDOWS:]
+    return len(last) == STABLE_WINDOWS and all(
+        max(values) <= STABLE_RATIO * min(values)
+        for values in (
+            [window.requests_per_second for window in last],
+            [window.median_latency for window in last],
+        )
+    )
 
 
 def percentiles(seconds: Iterable[float]) -> Percentiles:
