@@ -193,7 +193,7 @@ def dataset(name: str) -> Call[Dataset]:
 
 
 def datasets() -> Call[ListDatasetsResponse]:
-    """Datasets that jobs can use, and those that the server can make without an upload."""
+    """Datasets that jobs can use, that are being made, and that need no upload."""
     return rpc.LIST_DATASETS.call(ListDatasetsRequest(), lambda response: response)
 
 

@@ -125,9 +125,19 @@ class Client:
         val_ratio: float | None = None,
         encoding: str = "",
         shipped: str = "",
+        format: str = "",
+        text_field: str = "",
+        max_documents: int | None = None,
     ) -> Dataset:
-        """Uploads text as a dataset, or makes a `shipped` one. Raises what reading `text` does."""
-        upload = Upload(dataset_spec(name, tokenizer, val_ratio, encoding, shipped), text)
+        """Uploads text as a dataset, or makes a `shipped` one. Raises what reading `text` does.
+
+        `format` says what the bytes are: "text", "tar", "jsonl" or "parquet"; client.text_folder
+        makes a tar of a folder. While it runs, `datasets().in_progress` tells how far it is.
+        """
+        spec = dataset_spec(
+            name, tokenizer, val_ratio, encoding, shipped, format, text_field, max_documents
+        )
+        upload = Upload(spec, text)
         method = rpc.CREATE_DATASET
         make = self._channel.stream_unary(
             method.path, method.request_serializer, method.response_deserializer

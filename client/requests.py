@@ -111,15 +111,25 @@ def train_request(
 
 
 def dataset_spec(
-    name: str, tokenizer: str, val_ratio: float | None, encoding: str, shipped: str
+    name: str,
+    tokenizer: str,
+    val_ratio: float | None,
+    encoding: str,
+    shipped: str,
+    format: str,
+    text_field: str,
+    max_documents: int | None,
 ) -> DatasetSpec:
-    """What to make; `tokenizer` is "char", "gpt2" or, for the default, empty."""
+    """What to make; `tokenizer` and `format` are words such as "char" and "jsonl", or empty."""
     return DatasetSpec(
         name=name,
         tokenizer=f"TOKENIZER_{tokenizer.upper() or 'UNSPECIFIED'}",
         val_ratio=val_ratio,
         encoding=encoding,
         shipped=shipped,
+        format=f"FORMAT_{format.upper() or 'UNSPECIFIED'}",
+        text_field=text_field,
+        max_documents=max_documents,
     )
 
 

@@ -129,6 +129,11 @@ class FakeServer(
         self.queue_position = 2
         """Jobs before a new one."""
         self.jobs = [job("j3"), job("j2"), job("j1")]
+        self.making: datasets_pb2.DatasetInProgress | None = None
+        """What is being made, until `finish_making` is set."""
+        self.finish_making = threading.Event()
+        self.warnings: list[str] = []
+        """Of every dataset."""
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         for add in (
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
@@ -365,18 +370,31 @@ class FakeServer(
             self.requests.append(message)
             chunks.append(message.text)
         text = b"".join(chunks)
+        if self.making is not None:
+            self.finish_making.wait(20)
         return datasets_pb2.CreateDatasetResponse(
             dataset=datasets_pb2.Dataset(
                 name=first.spec.name or first.spec.shipped,
                 tokenizer=first.spec.tokenizer or datasets_pb2.TOKENIZER_CHAR,
                 characters=len(text),
                 source_sha256=hashlib.sha256(text).hexdigest(),
+                report=datasets_pb2.DatasetReport(documents=1, warnings=self.warnings),
             )
         )
 
     def GetDataset(self, request, context):
         self._receive(request, context)
-        return datasets_pb2.GetDatasetResponse(dataset=datasets_pb2.Dataset(name=request.name))
+        report = datasets_pb2.DatasetReport(
+            documents=12, train_val_overlap=0.25, warnings=self.warnings
+        )
+        return datasets_pb2.GetDatasetResponse(
+            dataset=datasets_pb2.Dataset(
+                name=request.name,
+                tokenizer=datasets_pb2.TOKENIZER_GPT2,
+                report=report,
+                size_bytes=1500,
+            )
+        )
 
     def ListDatasets(self, request, context):
         self._receive(request, context)
@@ -384,7 +402,10 @@ class FakeServer(
         plays = datasets_pb2.Dataset(
             name="plays", tokenizer=datasets_pb2.TOKENIZER_GPT2, train_tokens=1234
         )
-        return datasets_pb2.ListDatasetsResponse(datasets=[plays], shipped=[shipped])
+        making = [] if self.making is None else [self.making]
+        return datasets_pb2.ListDatasetsResponse(
+            datasets=[plays], shipped=[shipped], in_progress=making
+        )
 
     def DeleteDataset(self, request, context):
         self._receive(request, context)

@@ -1,11 +1,13 @@
 """Every command against a server with canned answers: what it sends, prints and exits with."""
 
+import io
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,7 +22,13 @@ from client.commands import figures
 from client.commands.output import as_json
 from client.commands.prepare import dataset_name
 from client.exit_code import ExitCode
-from protos.nanogpt.v1.datasets_pb2 import TOKENIZER_GPT2, CreateDatasetRequest
+from protos.nanogpt.v1.datasets_pb2 import (
+    TOKENIZER_CHAR,
+    TOKENIZER_GPT2,
+    CreateDatasetRequest,
+    DatasetInProgress,
+    DatasetSpec,
+)
 from protos.nanogpt.v1.inference_pb2 import BenchmarkRequest, GenerateRequest
 from protos.nanogpt.v1.training_pb2 import (
     Job,
@@ -346,6 +354,71 @@ def test_prepare_names_the_dataset_as_told(server, run, tmp_path):
     assert objects(out)[0]["name"] == "plays"
 
 
+def test_prepare_uploads_documents(server, run, tmp_path):
+    path = tmp_path / "web.jsonl"
+    path.write_text('{"body": "text"}')
+    code, _, _ = run("prepare", "jsonl", str(path), "--text_field=body", "--max_docs=7")
+    assert code == 0
+    first, text = server.asked(CreateDatasetRequest)
+    assert (first.spec.name, first.spec.format) == ("web", DatasetSpec.FORMAT_JSONL)
+    assert (first.spec.text_field, first.spec.max_documents) == ("body", 7)
+    assert (first.spec.val_ratio, first.spec.tokenizer) == (0.1, TOKENIZER_CHAR)
+    assert text.text == path.read_bytes()
+
+
+def test_prepare_sends_a_folder_as_an_archive(server, run, tmp_path):
+    folder = tmp_path / "My Books"
+    folder.mkdir()
+    (folder / "b.txt").write_text("two")
+    (folder / "a.txt").write_text("one")
+    (folder / "notes.md").write_text("not sent")
+    assert run("prepare", "folder", str(folder), "--tokenizer=gpt2")[0] == 0
+    first, *rest = server.asked(CreateDatasetRequest)
+    assert (first.spec.name, first.spec.format) == ("my_books", DatasetSpec.FORMAT_TAR)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(r.text for r in rest))) as sent:
+        assert sent.getnames() == ["a.txt", "b.txt"]
+
+
+def test_prepare_openwebtext_has_the_tokenizer_and_split_of_nanogpt(server, run, tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    assert run("prepare", "openwebtext", str(tmp_path))[0] == 0
+    assert run("prepare", "openwebtext", str(tmp_path), "--val_ratio=0.01", "--output=owt")[0] == 0
+    specs = [r.spec for r in server.asked(CreateDatasetRequest) if r.HasField("spec")]
+    assert [(s.name, s.val_ratio) for s in specs] == [("openwebtext", 0.0005), ("owt", 0.01)]
+    assert {s.tokenizer for s in specs} == {TOKENIZER_GPT2}
+
+
+def test_prepare_follows_the_server_on_a_terminal(server, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    server.making = DatasetInProgress(
+        name="a", phase=DatasetInProgress.PHASE_TOKENIZING, bytes_done=5, bytes_total=10
+    )
+    main_end, child_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "client", "prepare", "textfile", str(path)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=child_end,
+        env={**os.environ, "NANOGPT_SERVER": server.address, "COLUMNS": "120"},
+    )
+    os.close(child_end)
+    shown = b""
+    while b"tokenizing" not in shown:
+        shown += os.read(main_end, 4096)
+    server.finish_making.set()
+    assert process.wait(20) == 0
+    os.close(main_end)
+    assert b"uploading a.txt" in shown
+
+
+def test_prepare_shows_warnings_apart(server, run, tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    server.warnings = ["The text is short."]
+    code, out, err = run("prepare", "textfile", str(tmp_path / "a.txt"))
+    assert (code, err) == (0, "warning: The text is short.\n") and "short" not in out
+
+
 @pytest.mark.parametrize("name", ["python_reference", "shakespeare_char", "shakespeare"])
 def test_prepare_asks_for_what_ships(server, run, name):
     assert run("prepare", name)[0] == 0
@@ -512,6 +585,23 @@ def test_models_load_unload(server, run):
     ]
     assert run("load", "bard")[:2] == (0, "bard: loaded\n")
     assert run("unload", "bard")[:2] == (0, "bard: unloaded\n")
+
+
+def test_a_dataset_that_is_being_made_is_shown(server, run):
+    server.making = DatasetInProgress(
+        name="web", phase=DatasetInProgress.PHASE_READING, bytes_done=5, bytes_total=10_000
+    )
+    assert "web is being made: reading, 5 B of 10.0 kB\n" in run("datasets")[1]
+
+
+def test_one_dataset(server, run):
+    server.warnings = ["The text is short."]
+    code, out, _ = run("dataset", "plays")
+    assert code == 0
+    for expected in ("plays", "12 documents", "1.5 kB", "25.0 % of val", "The text is short."):
+        assert expected in out
+    (shown,) = objects(run("dataset", "plays", "--json")[1])
+    assert (shown["size_bytes"], shown["report"]["documents"]) == (1500, 12)
 
 
 def test_datasets(server, run):

@@ -66,21 +66,33 @@ MODEL = Key("model", TEXT, None, "NAME, NAME@STEP or job:ID; the newest if empty
 
 PREPARE = Command(
     "prepare",
-    "Makes a dataset of a text file, or one of those that ship with the server.",
+    "Makes a dataset of texts, or one of those that ship with the server.",
     "prepare:prepare",
     (
-        Argument("WHAT", "textfile, python_reference, shakespeare_char or shakespeare", False),
-        Argument("PATH", "the text file, for textfile", False),
+        Argument(
+            "WHAT",
+            "textfile, folder, jsonl, parquet, openwebtext, "
+            "python_reference, shakespeare_char or shakespeare",
+            False,
+        ),
+        Argument("PATH", "the file or folder, for the first five", False),
     ),
     (
         Key("output", TEXT, None, "Name of the dataset; made of the file's name if empty."),
         Key("tokenizer", choice("char", "gpt2"), "char", "One token a character, or GPT-2's."),
         Key("val_ratio", FLOAT, 0.1, "Fraction kept for validation, in (0, 0.5]."),
         Key("encoding", TEXT, None, "utf-8 or cp1252; found out if empty."),
+        Key("text_field", TEXT, None, "JSON field or Parquet column with the text; text if empty."),
+        Key("max_documents", INT64, None, "Documents to take; all if empty.", alias="max_docs"),
         Key("file", TEXT, None, "Local copy of the text of a dataset that ships."),
         *CALL_KEYS,
     ),
-    ("prepare textfile alice.txt --tokenizer=char", "prepare python_reference"),
+    (
+        "prepare textfile alice.txt --tokenizer=char",
+        "prepare python_reference",
+        "prepare folder books --tokenizer=gpt2",
+        "prepare jsonl web.jsonl --text_field=body --tokenizer=gpt2",
+    ),
 )
 
 TRAIN = Command(
@@ -242,6 +254,13 @@ COMMANDS = (
     EXPORT,
     IMPORT,
     Command("datasets", "Lists datasets, newest first.", "datasets:datasets", (), CALL_KEYS),
+    Command(
+        "dataset",
+        "Shows one dataset and what was found in its text.",
+        "datasets:dataset",
+        (Argument("NAME", "of the dataset"),),
+        CALL_KEYS,
+    ),
     Command("version", "Prints the client's version.", "version:version"),
     Command("help", "Explains a command.", "help:help", (Argument("COMMAND", "which one", False),)),
 )
