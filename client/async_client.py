@@ -20,10 +20,10 @@ from client.errors import NanoGPTError
 from client.generation import AsyncGeneration
 from client.methods import Call, Method, Request, Response
 from client.requests import GenerateOptions, generate_request
-from client.resume import MetricsCursor
+from client.resume import Cursor, LogCursor, MetricsCursor, ServingCursor
 from client.status import translated
 from client.streams import AsyncCall, read_async
-from protos.nanogpt.v1.training_pb2 import Job, StreamMetricsResponse
+from protos.nanogpt.v1.training_pb2 import Job, StreamLogsResponse, StreamMetricsResponse
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,20 +114,24 @@ class AsyncClient:
         """The text that continues the prompt, once it is complete."""
         return "".join([delta.text async for delta in self.generate(prompt, **options)])
 
-    async def watch(
-        self, job_id: str, start_sequence: int = 1
+    def watch(
+        self, job_id: str, start_sequence: int = 1, *, max_behind: int | None = None
     ) -> AsyncIterator[StreamMetricsResponse]:
         """A job's events until it ends, resumed after a lost connection. See `Client.watch`."""
-        cursor = MetricsCursor(job_id, start_sequence)
-        while True:
-            try:
-                async for event in read_async(self._start(rpc.STREAM_METRICS, cursor.request())):
-                    if cursor.accept(event):
-                        yield event
-                return
-            except NanoGPTError as error:
-                pause_seconds = cursor.pause_seconds(error)
-            await asyncio.sleep(pause_seconds)
+        return self._follow(rpc.STREAM_METRICS, MetricsCursor(job_id, start_sequence, max_behind))
+
+    def watch_serving(self) -> AsyncIterator[StreamMetricsResponse]:
+        """How the server's models are doing, once a second without end; resumed as `watch` is."""
+        return self._follow(rpc.STREAM_METRICS, ServingCursor())
+
+    def logs(
+        self, job_id: str, *, follow: bool = False, offset: int = 0
+    ) -> AsyncIterator[StreamLogsResponse]:
+        """What a job's processes printed, in pieces, from a byte on; negative counts from the end.
+
+        With `follow`, until the job ends. Resumed as `watch` is.
+        """
+        return self._follow(rpc.STREAM_LOGS, LogCursor(job_id, follow, offset))
 
     async def jobs(self) -> AsyncIterator[Job]:
         """Every job, newest first, read page by page."""
@@ -152,7 +156,9 @@ class AsyncClient:
     pause = _unary(calls.pause)
     resume = _unary(calls.resume)
     checkpoints = _unary(calls.checkpoints)
-    logs = _stream(calls.logs)
+    pin = _unary(calls.pin)
+    unpin = _unary(calls.unpin)
+    delete_checkpoint = _unary(calls.delete_checkpoint)
 
     models = _unary(calls.models)
     model = _unary(calls.model)
@@ -177,6 +183,20 @@ class AsyncClient:
         )
         with translated():
             return call.unpack(await make(call.request, timeout=self._deadline_seconds(method)))
+
+    async def _follow(
+        self, method: Method[Request, Response], cursor: Cursor[Request, Response]
+    ) -> AsyncIterator[Response]:
+        """What is news, over as many connections as it takes."""
+        while True:
+            try:
+                async for response in read_async(self._start(method, cursor.request())):
+                    if cursor.accept(response):
+                        yield response
+                return
+            except NanoGPTError as error:
+                pause_seconds = cursor.pause_seconds(error)
+            await asyncio.sleep(pause_seconds)
 
     def _start(self, method: Method[Request, Response], request: Request) -> AsyncCall[Response]:
         make = self._channel.unary_stream(

@@ -40,14 +40,15 @@ from protos.nanogpt.v1.models_pb2 import (
 from protos.nanogpt.v1.training_pb2 import (
     CancelJobRequest,
     Checkpoint,
+    DeleteCheckpointRequest,
     GetJobRequest,
     Job,
     ListCheckpointsRequest,
     ListJobsRequest,
     ListJobsResponse,
     PauseJobRequest,
+    PinCheckpointRequest,
     ResumeJobRequest,
-    StreamLogsRequest,
 )
 
 # Inference
@@ -89,10 +90,14 @@ def train(
     model: str = "",
     preset: str = "",
     request_id: str = "",
+    priority: int | None = None,
     **config: ConfigValue,
 ) -> Call[Job]:
-    """Queues a job and returns it at once. `config` has fields of TrainConfig, else ValueError."""
-    request = train_request(dataset, model, preset, request_id, config)
+    """Queues a job and returns it at once. `config` has fields of TrainConfig, else ValueError.
+
+    The lowest `priority` goes first.
+    """
+    request = train_request(dataset, model, preset, request_id, priority, config)
     return rpc.TRAIN.call(request, lambda response: response.job)
 
 
@@ -127,10 +132,22 @@ def checkpoints(job_id: str) -> Call[list[Checkpoint]]:
     return rpc.LIST_CHECKPOINTS.call(request, lambda response: list(response.checkpoints))
 
 
-def logs(job_id: str, *, follow: bool = False) -> Call[str]:
-    """What a job's process printed, in pieces; with `follow`, until the job ends."""
-    request = StreamLogsRequest(job_id=job_id, follow=follow)
-    return rpc.STREAM_LOGS.call(request, lambda response: response.text)
+def pin(job_id: str, step: int) -> Call[Checkpoint]:
+    """Keeps a checkpoint until it is unpinned."""
+    request = PinCheckpointRequest(job_id=job_id, step=step)
+    return rpc.PIN_CHECKPOINT.call(request, lambda response: response.checkpoint)
+
+
+def unpin(job_id: str, step: int) -> Call[Checkpoint]:
+    """Lets a checkpoint go again."""
+    request = PinCheckpointRequest(job_id=job_id, step=step, pinned=False)
+    return rpc.PIN_CHECKPOINT.call(request, lambda response: response.checkpoint)
+
+
+def delete_checkpoint(job_id: str, step: int) -> Call[None]:
+    """Deletes a checkpoint."""
+    request = DeleteCheckpointRequest(job_id=job_id, step=step)
+    return rpc.DELETE_CHECKPOINT.call(request, lambda _: None)
 
 
 # Models

@@ -20,11 +20,11 @@ from client.export import Progress, write_files
 from client.generation import Generation
 from client.methods import Call, Method, Request, Response
 from client.requests import GenerateOptions, Text, Upload, dataset_spec, generate_request
-from client.resume import MetricsCursor
+from client.resume import Cursor, LogCursor, MetricsCursor, ServingCursor
 from client.status import translated
 from client.streams import SyncCall, read
 from protos.nanogpt.v1.datasets_pb2 import Dataset
-from protos.nanogpt.v1.training_pb2 import Job, StreamMetricsResponse
+from protos.nanogpt.v1.training_pb2 import Job, StreamLogsResponse, StreamMetricsResponse
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,22 +89,30 @@ class Client:
         """The text that continues the prompt, once it is complete."""
         return "".join(delta.text for delta in self.generate(prompt, **options))
 
-    def watch(self, job_id: str, start_sequence: int = 1) -> Iterator[StreamMetricsResponse]:
+    def watch(
+        self, job_id: str, start_sequence: int = 1, *, max_behind: int | None = None
+    ) -> Iterator[StreamMetricsResponse]:
         """A job's events from a sequence number on, until the job ends.
 
         A lost connection is resumed, without gap or repetition. Only the first connection, a
-        refusal, or 10 minutes without the server raise an error.
+        refusal, or 10 minutes without the server raise an error. A reader that falls more than
+        `max_behind` events behind gets a `skipped` in place of older step events; None leaves
+        nothing out.
         """
-        cursor = MetricsCursor(job_id, start_sequence)
-        while True:
-            try:
-                for event in read(self._start(rpc.STREAM_METRICS, cursor.request())):
-                    if cursor.accept(event):
-                        yield event
-                return
-            except NanoGPTError as error:
-                pause_seconds = cursor.pause_seconds(error)
-            time.sleep(pause_seconds)
+        return self._follow(rpc.STREAM_METRICS, MetricsCursor(job_id, start_sequence, max_behind))
+
+    def watch_serving(self) -> Iterator[StreamMetricsResponse]:
+        """How the server's models are doing, once a second without end; resumed as `watch` is."""
+        return self._follow(rpc.STREAM_METRICS, ServingCursor())
+
+    def logs(
+        self, job_id: str, *, follow: bool = False, offset: int = 0
+    ) -> Iterator[StreamLogsResponse]:
+        """What a job's processes printed, in pieces, from a byte on; negative counts from the end.
+
+        With `follow`, until the job ends. Resumed as `watch` is.
+        """
+        return self._follow(rpc.STREAM_LOGS, LogCursor(job_id, follow, offset))
 
     def jobs(self) -> Iterator[Job]:
         """Every job, newest first, read page by page."""
@@ -176,7 +184,9 @@ class Client:
     pause = _unary(calls.pause)
     resume = _unary(calls.resume)
     checkpoints = _unary(calls.checkpoints)
-    logs = _stream(calls.logs)
+    pin = _unary(calls.pin)
+    unpin = _unary(calls.unpin)
+    delete_checkpoint = _unary(calls.delete_checkpoint)
 
     models = _unary(calls.models)
     model = _unary(calls.model)
@@ -199,6 +209,20 @@ class Client:
         )
         with translated():
             return call.unpack(make(call.request, timeout=self._deadline_seconds(method)))
+
+    def _follow(
+        self, method: Method[Request, Response], cursor: Cursor[Request, Response]
+    ) -> Iterator[Response]:
+        """What is news, over as many connections as it takes."""
+        while True:
+            try:
+                for response in read(self._start(method, cursor.request())):
+                    if cursor.accept(response):
+                        yield response
+                return
+            except NanoGPTError as error:
+                pause_seconds = cursor.pause_seconds(error)
+            time.sleep(pause_seconds)
 
     def _start(self, method: Method[Request, Response], request: Request) -> SyncCall[Response]:
         make = self._channel.unary_stream(

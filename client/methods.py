@@ -82,6 +82,10 @@ CANCEL_JOB = Method(training.CancelJobRequest, training.CancelJobResponse, _PLAI
 PAUSE_JOB = Method(training.PauseJobRequest, training.PauseJobResponse, _PLAIN)
 RESUME_JOB = Method(training.ResumeJobRequest, training.ResumeJobResponse, _PLAIN)
 LIST_CHECKPOINTS = Method(training.ListCheckpointsRequest, training.ListCheckpointsResponse, _QUICK)
+PIN_CHECKPOINT = Method(training.PinCheckpointRequest, training.PinCheckpointResponse, _PLAIN)
+DELETE_CHECKPOINT = Method(
+    training.DeleteCheckpointRequest, training.DeleteCheckpointResponse, _PLAIN
+)
 STREAM_LOGS = Method(training.StreamLogsRequest, training.StreamLogsResponse, _FOLLOW)
 
 LIST_MODELS = Method(models.ListModelsRequest, models.ListModelsResponse, _QUICK)

@@ -94,7 +94,12 @@ def score_request(text: str | Sequence[int], model: str) -> ScoreRequest:
 
 
 def train_request(
-    dataset: str, model: str, preset: str, request_id: str, config: Mapping[str, ConfigValue]
+    dataset: str,
+    model: str,
+    preset: str,
+    request_id: str,
+    priority: int | None,
+    config: Mapping[str, ConfigValue],
 ) -> TrainRequest:
     """A request to train; keys of `config` are fields of TrainConfig, else ValueError.
 
@@ -106,6 +111,7 @@ def train_request(
         model=model,
         preset=preset,
         request_id=request_id or str(uuid.uuid4()),
+        priority=priority,
         config=TrainConfig(**values),
     )
 

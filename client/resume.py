@@ -1,16 +1,24 @@
-"""Follows a job's events across lost connections: what to ask for next, and when. No I/O.
+"""Follows streams across lost connections: what to ask for next, and when. No I/O.
 
-The server numbers the recorded events from 1 without a gap and replays them from any number, so a
-stream that breaks goes on from the last number seen plus 1.
+The server numbers a job's events from 1 without a gap and replays them from any number, so a
+stream that breaks goes on from the last number seen plus 1; a log goes on from the last byte.
 """
 
 import logging
 import random
 import time
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from client.errors import Cancelled, DeadlineExceeded, InternalError, NanoGPTError, Unavailable
-from protos.nanogpt.v1.training_pb2 import StateChange, StreamMetricsRequest, StreamMetricsResponse
+from protos.nanogpt.v1.training_pb2 import (
+    ServerSource,
+    StateChange,
+    StreamLogsRequest,
+    StreamLogsResponse,
+    StreamMetricsRequest,
+    StreamMetricsResponse,
+)
 
 log = logging.getLogger(__name__)
 
@@ -20,43 +28,39 @@ PATIENCE_SECONDS = 600.0
 """How long a stream may stay broken before its error is raised: ample for a server's restart."""
 
 
-class MetricsCursor:
-    """Where one watcher stands in a job's events.
+Request = TypeVar("Request", covariant=True)
+Response = TypeVar("Response", contravariant=True)
 
-    cursor = MetricsCursor(job_id, start_sequence=1)
-    send cursor.request(); keep the events that cursor.accept() is true for;
+
+class Cursor(Protocol[Request, Response]):
+    """Where one reader stands in a stream that can be asked for again.
+
+    send cursor.request(); keep the responses that cursor.accept() is true for;
     on an error sleep cursor.pause_seconds(error) and send cursor.request() again
     """
 
-    def __init__(
-        self, job_id: str, start_sequence: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._job_id = job_id
-        self._next_sequence = start_sequence
-        self._state: StateChange | None = None
+    def request(self) -> Request:
+        """Asks for everything that was not seen yet."""
+
+    def accept(self, response: Response, /) -> bool:
+        """Whether the response is news; if so, the cursor moves behind it."""
+
+    def pause_seconds(self, error: NanoGPTError) -> float:
+        """How long to wait before the next request. Raises the error if that cannot help."""
+
+
+class _Patience:
+    """How long a reader keeps asking, and how often."""
+
+    def __init__(self, subject: str, clock: Callable[[], float]) -> None:
+        self._subject = subject
         self._clock = clock
         self._last_news: float | None = None  # clock's reading
         self._failures = 0  # since the last news
 
-    def request(self) -> StreamMetricsRequest:
-        """Asks for everything that was not seen yet."""
-        return StreamMetricsRequest(job_id=self._job_id, start_sequence=self._next_sequence)
-
-    def accept(self, event: StreamMetricsResponse) -> bool:
-        """Whether the event is news; if so, the cursor moves behind it.
-
-        Each new stream begins with the job's state, which is news only if it changed.
-        """
-        if event.HasField("sequence"):
-            if event.sequence < self._next_sequence:
-                return False
-            self._next_sequence = event.sequence + 1
-        elif event.HasField("state_change"):
-            if event.state_change == self._state:
-                return False
-            self._state = event.state_change
+    def _heard(self) -> None:
+        """The stream works."""
         self._last_news, self._failures = self._clock(), 0
-        return True
 
     def pause_seconds(self, error: NanoGPTError) -> float:
         """How long to wait before the next request.
@@ -76,13 +80,101 @@ class MetricsCursor:
         self._failures += 1
         pause = max(pause, error.details.retry_seconds or 0)
         log.warning(
-            "lost the events of job %s (%s); asking again from number %d in %.1f s",
-            self._job_id,
+            "lost %s (%s); asking again%s in %.1f s",
+            self._subject,
             error.message,
-            self._next_sequence,
+            self._place(),
             pause,
         )
         return pause
+
+    def _place(self) -> str:
+        """Where the next request begins, in words."""
+        return ""
+
+
+class MetricsCursor(_Patience):
+    """Where one watcher stands in a job's events."""
+
+    def __init__(
+        self,
+        job_id: str,
+        start_sequence: int,
+        max_behind: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(f"the events of job {job_id}", clock)
+        self._job_id = job_id
+        self._next_sequence = start_sequence
+        self._max_behind = max_behind
+        self._state: StateChange | None = None
+
+    def request(self) -> StreamMetricsRequest:
+        """Asks for everything that was not seen yet."""
+        return StreamMetricsRequest(
+            job_id=self._job_id, start_sequence=self._next_sequence, max_behind=self._max_behind
+        )
+
+    def accept(self, event: StreamMetricsResponse) -> bool:
+        """Whether the event is news; if so, the cursor moves behind it.
+
+        Each new stream begins with the job's state, which is news only if it changed.
+        """
+        if event.HasField("sequence"):
+            if event.sequence < self._next_sequence:
+                return False
+            self._next_sequence = event.sequence + 1
+        elif event.HasField("skipped"):
+            self._next_sequence = event.skipped.last_sequence + 1
+        elif event.HasField("state_change"):
+            if event.state_change == self._state:
+                return False
+            self._state = event.state_change
+        self._heard()
+        return True
+
+    def _place(self) -> str:
+        return f" from number {self._next_sequence}"
+
+
+class ServingCursor(_Patience):
+    """A watcher of the server itself, of which nothing is recorded: there is no place to keep."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__("the serving figures", clock)
+
+    def request(self) -> StreamMetricsRequest:
+        return StreamMetricsRequest(server=ServerSource())
+
+    def accept(self, event: StreamMetricsResponse) -> bool:
+        self._heard()
+        return True
+
+
+class LogCursor(_Patience):
+    """Where one reader stands in a job's log."""
+
+    def __init__(
+        self,
+        job_id: str,
+        follow: bool,
+        offset: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(f"the log of job {job_id}", clock)
+        self._request = StreamLogsRequest(job_id=job_id, follow=follow, offset=offset)
+
+    def request(self) -> StreamLogsRequest:
+        return self._request
+
+    def accept(self, piece: StreamLogsResponse) -> bool:
+        """A piece without text is a sign of life, and says where the log ends."""
+        self._request.offset = piece.next_offset
+        self._heard()
+        return bool(piece.text)
+
+    def _place(self) -> str:
+        return f" from byte {self._request.offset}"
 
 
 def is_lost_connection(error: NanoGPTError) -> bool:

@@ -3,6 +3,7 @@
     step_000250/model.safetensors   weights by nanoGPT's names, the tied one stored once
                 state.safetensors   what else a trainer needs to go on; absent in a model
                 meta.json           shape, tokenizer, losses, size and SHA-256 of each file
+    step_000250.pinned              empty; while it is there nobody prunes the checkpoint
 
 A checkpoint is written beside its place, flushed to the disk and then renamed, so a kill or a power
 cut at any moment leaves the previous ones whole. Nothing here is a pickle: reading runs no code.
@@ -226,18 +227,48 @@ def newest_valid(
 
 
 def prune_checkpoints(checkpoints_dir: Path, step: int, keep: int, best_step: int | None) -> None:
-    """Deletes all but the newest `keep` up to `step` and the best one.
+    """Deletes all but the newest `keep` up to `step`, the best one, and those that are pinned.
 
     One that cannot be deleted stays, and is tried again next time. A newer one than `step` can only
     be damaged, since the run went on from an older: the run replaces it when it gets there.
     """
     past = [folder for folder in list_checkpoints(checkpoints_dir) if step_of(folder) <= step]
     for folder in past[:-keep]:
-        if step_of(folder) != best_step:
+        if step_of(folder) != best_step and not is_pinned(folder):
             try:
-                _remove(folder)
+                _remove(folder, unless=is_pinned)
             except OSError:
                 continue
+
+
+def pin_checkpoint(folder: Path) -> None:
+    """Keeps a checkpoint from being pruned, also by a trainer that is about to.
+
+    Raises FileNotFoundError if there is no such checkpoint.
+    """
+    durable.write_file(_pin_of(folder), b"")
+    if not folder.exists():  # pruned before the pin could be seen
+        unpin_checkpoint(folder)
+        raise FileNotFoundError(f"there is no checkpoint {folder.name}")
+
+
+def unpin_checkpoint(folder: Path) -> None:
+    """Lets a checkpoint go again; the next pruning may delete it."""
+    _pin_of(folder).unlink(missing_ok=True)
+
+
+def is_pinned(folder: Path) -> bool:
+    """Whether a checkpoint is kept until it is unpinned."""
+    return _pin_of(folder).exists()
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Deletes a checkpoint. Raises FileNotFoundError if there is none."""
+    _remove(folder)
+
+
+def _pin_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.pinned")
 
 
 def sweep_unfinished(parent: Path) -> None:
@@ -267,11 +298,17 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _remove(folder: Path) -> None:
-    """Takes a folder's name away at once, then deletes it; the rest is swept if that fails."""
+def _remove(folder: Path, unless: Callable[[Path], bool] = lambda folder: False) -> None:
+    """Takes a folder's name away at once, then deletes it; the rest is swept if that fails.
+
+    Gives the name back if `unless` has become true of the folder meanwhile.
+    """
     deleting = folder.with_name(_DELETING + folder.name)
     shutil.rmtree(deleting, ignore_errors=True)
     folder.rename(deleting)
+    if unless(folder):
+        deleting.rename(folder)
+        return
     shutil.rmtree(deleting, ignore_errors=True)
 
 

@@ -173,9 +173,11 @@ class App:
                 datasets=self.datasets,
                 models=self.models,
                 launcher=LocalLauncher(settings.threads, nice=settings.trainer_nice),
+                loaded_folders=self.models.loaded_folders,
                 metrics=self.metrics,
                 max_queued_jobs=settings.max_queued_jobs,
                 max_crashes=settings.max_crashes,
+                max_running_jobs=settings.max_running_jobs,
             )
         except ServiceError as error:
             raise CannotStart(error.message) from error

@@ -185,10 +185,10 @@ class Metrics:
         self.train_steps_total = self._counter("train_steps_total", "Optimizer updates done.")
         self.train_tokens_total = self._counter("train_tokens_total", "Tokens trained on.")
         self.train_tokens_per_second = self._unknown_gauge(
-            "train_tokens_per_second", "Training tokens per second of the running job."
+            "train_tokens_per_second", "Training tokens per second of the running jobs together."
         )
         self.train_mfu_ratio = self._unknown_gauge(
-            "train_mfu_ratio", "Share of the device's peak FLOP/s that the running job uses."
+            "train_mfu_ratio", "Share of the device's peak FLOP/s that the running jobs use."
         )
         self.train_step_seconds = self._histogram(
             "train_step_seconds", "Duration of optimizer updates.", REQUEST_SECONDS

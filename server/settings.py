@@ -114,6 +114,9 @@ class Settings(BaseSettings):
         le=100_000,
         description="Jobs that wait for their turn; more are refused.",
     )
+    max_running_jobs: int = Field(
+        default=1, ge=1, le=1000, description="Jobs that train at a time, on the same device."
+    )
     max_crashes: int = Field(
         default=3, ge=0, le=1000, description="Crashes of a job's trainer before the job fails."
     )

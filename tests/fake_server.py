@@ -286,7 +286,21 @@ class FakeServer(
 
     def GetJob(self, request, context):
         self._receive(request, context)
-        return training.GetJobResponse(job=job(request.id))
+        found = job(
+            request.id,
+            priority=-5,
+            history=[
+                training.StateChange(
+                    state=training.Job.STATE_RECOVERING, reason=training.Job.REASON_CRASHED
+                ),
+                training.StateChange(state=training.Job.STATE_RUNNING),
+            ],
+            attempts=[
+                training.Job.Attempt(number=1, exit_code=-9, ending="crashed", first_step=0),
+                training.Job.Attempt(number=2, first_step=10),
+            ],
+        )
+        return training.GetJobResponse(job=found)
 
     def ListJobs(self, request, context):
         """Pages of two."""
@@ -306,16 +320,41 @@ class FakeServer(
         )
         return training.CancelJobResponse(job=cancelling)
 
+    def PauseJob(self, request, context):
+        self._receive(request, context)
+        return training.PauseJobResponse(job=job(request.id, state=training.Job.STATE_PAUSING))
+
+    def ResumeJob(self, request, context):
+        self._receive(request, context)
+        return training.ResumeJobResponse(job=job(request.id, state=training.Job.STATE_QUEUED))
+
     def ListCheckpoints(self, request, context):
         self._receive(request, context)
         return training.ListCheckpointsResponse(
-            checkpoints=[training.Checkpoint(step=step) for step in (30, 20)]
+            checkpoints=[
+                training.Checkpoint(step=30, is_loaded=True),
+                training.Checkpoint(step=20, val_loss=1.25, is_best=True, is_pinned=True),
+            ]
         )
 
     def StreamLogs(self, request, context) -> Iterator[training.StreamLogsResponse]:
         self._receive(request, context)
-        for text in ("one\n", "two\n"):
-            yield training.StreamLogsResponse(text=text)
+        lines = ("one\n", "", "two\n")[request.offset // 4 :]
+        for number, text in enumerate(lines):
+            if number == 1 and self.breaks:
+                context.abort_with_status(self.breaks.popleft().status)
+            request.offset += len(text)
+            yield training.StreamLogsResponse(text=text, next_offset=request.offset)
+
+    def PinCheckpoint(self, request, context):
+        self._receive(request, context)
+        pinned = request.pinned if request.HasField("pinned") else True
+        found = training.Checkpoint(step=request.step, is_pinned=pinned)
+        return training.PinCheckpointResponse(checkpoint=found)
+
+    def DeleteCheckpoint(self, request, context):
+        self._receive(request, context)
+        return training.DeleteCheckpointResponse()
 
     # Models
 

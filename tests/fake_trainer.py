@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from nanogpt.config import ModelConfig, TrainConfig
@@ -13,7 +14,7 @@ from nanogpt.training.events import (
     RunStarted,
     StepMetrics,
 )
-from nanogpt.training.run_directory import EventWriter, RunDirectory
+from nanogpt.training.run_directory import STARTED_PREFIX, EventWriter, RunDirectory
 from server.dataset_store import DatasetStore
 from server.errors import NotFound
 from server.jobs.job import JobState
@@ -93,18 +94,29 @@ class FakeTrainer:
 Script = Callable[[FakeTrainer], Awaitable[int]]
 
 
+RunLock = AbstractContextManager[None]
+
+
 class FakeLauncher:
     """Plays the next script at each start, the last one for ever."""
 
     def __init__(self, *scripts: Script) -> None:
         self._scripts = list(scripts)
         self.trainers: list[FakeTrainer] = []
+        self.abandoned: RunLock | None = None
+        """What `kill_abandoned` takes from a trainer of a dead server."""
 
     async def start(self, run: RunDirectory) -> FakeTrainer:
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
         trainer = FakeTrainer(run, script)
         self.trainers.append(trainer)
         return trainer
+
+    def kill_abandoned(self, run: RunDirectory) -> bool:
+        if self.abandoned is None:
+            return False
+        self.abandoned.__exit__(None, None, None)
+        return True
 
 
 async def succeed(trainer: FakeTrainer) -> int:
@@ -114,6 +126,17 @@ async def succeed(trainer: FakeTrainer) -> int:
 
 async def crash(trainer: FakeTrainer) -> int:
     return -11
+
+
+def starts_at(step: int, script: Script) -> Script:
+    """Says how many updates were done, as the trainer does, then plays the script."""
+
+    async def begin(trainer: FakeTrainer) -> int:
+        with trainer.run.log_path.open("a") as log:
+            log.write(f"{STARTED_PREFIX}{step}\n")
+        return await script(trainer)
+
+    return begin
 
 
 async def until_terminated(trainer: FakeTrainer) -> int:

@@ -33,7 +33,9 @@ from protos.nanogpt.v1.inference_pb2 import BenchmarkRequest, GenerateRequest
 from protos.nanogpt.v1.training_pb2 import (
     Job,
     ListJobsRequest,
+    PauseJobRequest,
     StateChange,
+    StreamLogsRequest,
     StreamMetricsRequest,
     TrainRequest,
 )
@@ -574,6 +576,50 @@ def test_job_shows_where_settings_come_from(server, run):
 
 def test_cancel(server, run):
     assert run("cancel", "j1")[:2] == (0, "job j1: cancelling (requested)\n")
+
+
+def test_pause_and_resume(server, run):
+    assert run("pause", "j1")[:2] == (0, "job j1: pausing\n")
+    assert run("resume", "j1")[:2] == (0, "job j1: queued\n")
+    assert [request.id for request in server.asked(PauseJobRequest)] == ["j1"]
+    assert objects(run("pause", "j1", "--json")[1])[0]["state"] == "STATE_PAUSING"
+
+
+def test_a_job_is_shown_with_its_history_and_its_starts(server, run):
+    lines = [line.split() for line in run("job", "j1")[1].splitlines()]
+    assert ["priority", "-5"] in lines
+    assert [line[2:] for line in lines if line[2:3] == ["recovering"]] == [
+        ["recovering", "(crashed)"]
+    ]
+    assert [line[3:] for line in lines if line[:1] in (["1"], ["2"])] == [
+        ["0", "-9", "crashed"],
+        ["10"],
+    ]
+
+
+def test_logs(server, run):
+    assert run("logs", "j1", "--follow", "--offset=0")[:2] == (0, "one\ntwo\n")
+    asked = server.asked(StreamLogsRequest)[0]
+    assert (asked.job_id, asked.follow) == ("j1", True)
+    assert [line["text"] for line in objects(run("logs", "j1", "--json")[1])] == ["one\n", "two\n"]
+
+
+def test_checkpoints_pin_unpin_delete(server, run):
+    lines = [line.split() for line in run("checkpoints", "j1")[1].splitlines()]
+    assert [lines[1][0], lines[1][-1]] == ["30", "loaded"]
+    assert [lines[2][0], lines[2][1], *lines[2][-2:]] == ["20", "1.2500", "best,", "pinned"]
+    assert run("pin", "j1", "20")[:2] == (0, "checkpoint 20: kept until it is unpinned\n")
+    assert run("unpin", "j1", "20")[:2] == (0, "checkpoint 20: no longer kept\n")
+    deleted = "checkpoint 20 of job j1: deleted\n"
+    assert run("delete-checkpoint", "j1", "20")[:2] == (0, deleted)
+    code, _, err = run("pin", "j1", "newest")
+    assert (code, "STEP must be a whole number" in err) == (2, True)
+
+
+def test_train_takes_a_priority(server, run):
+    assert run("train", "--dataset=plays", "--priority=-3", "--detach")[0] == 0
+    assert run("train", "--dataset=plays", "--detach")[0] == 0
+    assert [request.priority for request in server.asked(TrainRequest)] == [-3, 0]
 
 
 def test_models_load_unload(server, run):

@@ -25,7 +25,7 @@ from client.errors import (
 )
 from client.methods import Method
 from client.requests import CHUNK_BYTES, GenerateOptions, generate_request
-from client.resume import FIRST_PAUSE_SECONDS, PATIENCE_SECONDS, MetricsCursor
+from client.resume import FIRST_PAUSE_SECONDS, PATIENCE_SECONDS, LogCursor, MetricsCursor
 from protos.nanogpt.v1 import datasets_pb2, inference_pb2, models_pb2, training_pb2
 
 UNAVAILABLE = rich_status(grpc.StatusCode.UNAVAILABLE, "stopping")
@@ -226,6 +226,8 @@ def test_plain_calls(server, use, ask, expected):
     [
         lambda c: c.job("bard"),
         lambda c: c.cancel("bard"),
+        lambda c: c.pause("bard"),
+        lambda c: c.resume("bard"),
         lambda c: c.model("bard"),
         lambda c: c.load("bard"),
         lambda c: c.unload("bard"),
@@ -253,7 +255,28 @@ def test_jobs_are_read_page_by_page(server, use):
 
 
 def test_logs(server, use):
-    assert use.all(server.address, lambda c: c.logs("j1", follow=True)) == ["one\n", "two\n"]
+    pieces = use.all(server.address, lambda c: c.logs("j1", follow=True))
+    assert [piece.text for piece in pieces] == ["one\n", "two\n"]
+
+
+def test_logs_resume_where_they_broke(server, use):
+    gone = rich_status(grpc.StatusCode.UNAVAILABLE, "stopping")
+    server.breaks.append(Break(after=1, status=gone))
+    pieces = use.all(server.address, lambda c: c.logs("j1", follow=True))
+    assert [piece.text for piece in pieces] == ["one\n", "two\n"]
+    asked = server.asked(training_pb2.StreamLogsRequest)
+    assert len(asked) == 2
+
+
+def test_checkpoints_are_kept_let_go_and_deleted(server, use):
+    pinned = [
+        use.value(server.address, lambda c: c.pin("j1", 20)).is_pinned,
+        use.value(server.address, lambda c: c.unpin("j1", 20)).is_pinned,
+    ]
+    assert pinned == [True, False]
+    assert use.value(server.address, lambda c: c.delete_checkpoint("j1", 20)) is None
+    (asked,) = server.asked(training_pb2.DeleteCheckpointRequest)
+    assert (asked.job_id, asked.step) == ("j1", 20)
 
 
 def test_benchmarks(server, use):
@@ -401,6 +424,27 @@ def test_a_cursor_passes_each_event_once():
     assert cursor.accept(state(training_pb2.Job.STATE_SUCCEEDED))
 
 
+def test_a_cursor_moves_behind_what_was_left_out():
+    cursor = MetricsCursor("j1", 1, max_behind=5)
+    skipped = training_pb2.Skipped(first_sequence=1, last_sequence=7)
+    assert cursor.accept(training_pb2.StreamMetricsResponse(skipped=skipped))
+    assert cursor.request() == training_pb2.StreamMetricsRequest(
+        job_id="j1", start_sequence=8, max_behind=5
+    )
+
+
+def test_a_cursor_in_a_log_moves_with_it_and_hides_signs_of_life():
+    cursor = LogCursor("j1", follow=True, offset=-100)
+    assert cursor.request().offset == -100
+    pieces = [("one\n", 4), ("", 4), ("two\n", 8)]
+    heard = [
+        cursor.accept(training_pb2.StreamLogsResponse(text=text, next_offset=offset))
+        for text, offset in pieces
+    ]
+    assert heard == [True, False, True]
+    assert cursor.request().offset == 8
+
+
 def test_a_cursor_waits_longer_each_time_and_starts_anew_with_news():
     cursor = MetricsCursor("j1", 1, clock=Clock())
     cursor.accept(recorded_events()[0])
@@ -427,7 +471,7 @@ def test_a_cursor_waits_as_long_as_the_server_asks():
 
 def test_a_cursor_gives_up_at_last():
     clock = Clock()
-    cursor = MetricsCursor("j1", 1, clock)
+    cursor = MetricsCursor("j1", 1, clock=clock)
     cursor.accept(recorded_events()[0])
     clock.seconds = PATIENCE_SECONDS
     cursor.pause_seconds(Unavailable("gone"))

@@ -2,24 +2,45 @@ import random
 
 from nanogpt.config import TrainConfig
 from server.jobs.job import Job, JobState
-from server.jobs.queue import FOLLOWERS, INTERRUPTED, next_job, positions
+from server.jobs.queue import AGEING_SECONDS, FOLLOWERS, INTERRUPTED, in_turn, positions
 
 
-def job(job_id: str) -> Job:
-    return Job(job_id, f"model-{job_id}", "tiny", TrainConfig(), {}, 0.0)
+def job(job_id: str, priority: int = 0) -> Job:
+    return Job(job_id, f"model-{job_id}", "tiny", TrainConfig(), {}, 0.0, priority)
+
+
+def submitted(seconds: float, priority: int = 0) -> Job:
+    return job(f"{round(seconds * 1000):012x}00000000", priority)
 
 
 def test_jobs_take_turns_in_the_order_of_submission() -> None:
     jobs = [job(job_id) for job_id in "abcdef"]
-    waiting, order = random.Random(1).sample(jobs, len(jobs)), []
-    while (found := next_job(waiting)) is not None:
-        waiting.remove(found)
-        order.append(found.id)
-    assert order == list("abcdef")
+    waiting = random.Random(1).sample(jobs, len(jobs))
+    assert [found.id for found in in_turn(waiting)] == list("abcdef")
+
+
+def test_a_lower_number_goes_first_and_equals_in_the_order_of_submission() -> None:
+    jobs = [submitted(i, priority) for i, priority in enumerate([0, 5, -5, 0, 5, -5, 100, -100])]
+    waiting = random.Random(2).sample(jobs, len(jobs))
+    assert in_turn(waiting) == [jobs[i] for i in (7, 2, 5, 0, 3, 1, 4, 6)]
+
+
+def test_waiting_makes_up_for_a_priority() -> None:
+    old = submitted(1000.0, priority=2)
+    just_before, just_after = (submitted(1000 + 2 * AGEING_SECONDS + d) for d in (-1, 1))
+    assert in_turn([just_after, old, just_before]) == [just_before, old, just_after]
+    assert positions([just_after, old]) == {old.id: 0, just_after.id: 1}
+
+
+def test_nobody_waits_for_ever() -> None:
+    """The lowest priority stands before every job that is submitted two days later."""
+    last = submitted(0, priority=100)
+    later = [submitted(200 * AGEING_SECONDS + i, priority=-100) for i in range(1, 50)]
+    assert in_turn([*later, last])[0] is last
 
 
 def test_nothing_waits() -> None:
-    assert next_job([]) is None
+    assert in_turn([]) == []
     assert positions([]) == {}
 
 
@@ -52,6 +73,14 @@ def test_an_unfinished_job_can_always_be_stopped_by_its_caller() -> None:
         if not state.is_final:
             stopped = {JobState.CANCELLED, JobState.CANCELLING} & FOLLOWERS[state]
             assert stopped, state
+
+
+def test_a_paused_job_keeps_its_place() -> None:
+    assert FOLLOWERS[JobState.PAUSED] == {JobState.QUEUED, JobState.CANCELLED}
+    for state in (JobState.QUEUED, JobState.RECOVERING):
+        assert JobState.PAUSED in FOLLOWERS[state]
+    for state in (JobState.STARTING, JobState.RUNNING):
+        assert JobState.PAUSING in FOLLOWERS[state]
 
 
 def test_what_a_dead_server_leaves_can_go_back_to_the_queue() -> None:

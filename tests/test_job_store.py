@@ -32,7 +32,7 @@ async def store(tmp_path: Path):
 
 
 async def test_a_job_comes_back_as_it_went_in(store: JobStore) -> None:
-    original = job("a", request_id="some id")
+    original = job("a", request_id="some id", priority=-7)
     await store.insert(original)
     assert await store.get("a") == original
     assert await store.with_request_id("some id") == original
@@ -56,7 +56,10 @@ async def test_exactly_one_of_two_claims_is_applied(store: JobStore) -> None:
     await store.insert(job("a"))
     claims = [store.move("a", JobState.QUEUED, Standing(JobState.STARTING)) for _ in range(10)]
     assert sorted(await asyncio.gather(*claims)) == [False] * 9 + [True]
-    assert await store.history("a") == [JobState.QUEUED, JobState.STARTING]
+    assert [standing.state for standing in await store.history("a")] == [
+        JobState.QUEUED,
+        JobState.STARTING,
+    ]
 
 
 async def test_a_move_from_another_state_changes_nothing(store: JobStore) -> None:
@@ -81,20 +84,23 @@ async def test_the_standing_of_a_job_says_why_and_since_when(store: JobStore) ->
     assert found is not None
     assert found.standing == failed
     assert found.end_time == 1002.0
+    assert (await store.history("a"))[1:] == [Standing(JobState.STARTING, since=1001.0), failed]
 
 
 async def test_attempts_are_numbered_and_ended_once(store: JobStore) -> None:
     await store.insert(job("a"))
     await store.begin_attempt("a")
-    await store.end_attempt("a", -9)
+    await store.attempt_started_at("a", 250)
+    await store.end_attempt("a", -9, "killed")
     await store.begin_attempt("a")
-    await store.end_attempt("a", None)
-    await store.end_attempt("a", 0)  # nothing runs
+    await store.end_attempt("a", None, "nobody saw it")
+    await store.end_attempt("a", 0, "done")  # nothing runs
+    await store.attempt_started_at("a", 7)  # likewise
     found = await store.get("a")
     assert found is not None
-    assert [(attempt.number, attempt.exit_code) for attempt in found.attempts] == [
-        (1, -9),
-        (2, None),
+    assert [(a.number, a.exit_code, a.first_step, a.ending) for a in found.attempts] == [
+        (1, -9, 250, "killed"),
+        (2, None, None, "nobody saw it"),
     ]
     assert all(attempt.end_time is not None for attempt in found.attempts)
     assert found.start_time == found.attempts[0].start_time
@@ -161,6 +167,100 @@ async def test_a_database_of_a_newer_server_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(FailedPrecondition, match="version 99"):
         await JobStore.open(tmp_path / "jobs.sqlite")
+
+
+VERSION_1 = """
+CREATE TABLE jobs (
+    id            TEXT PRIMARY KEY,
+    request_id    TEXT UNIQUE,       -- NULL: the caller gave none
+    request       TEXT NOT NULL,     -- canonical JSON
+    model         TEXT NOT NULL,
+    dataset       TEXT NOT NULL,
+    config        TEXT NOT NULL,     -- JSON, every field
+    config_origin TEXT NOT NULL,     -- JSON
+    state         TEXT NOT NULL,
+    reason        TEXT NOT NULL,
+    error         TEXT NOT NULL,
+    state_time    REAL NOT NULL,     -- unix seconds, as all times here
+    create_time   REAL NOT NULL
+) STRICT;
+CREATE INDEX jobs_by_state ON jobs (state, id);
+CREATE TABLE attempts (
+    job_id     TEXT NOT NULL REFERENCES jobs (id),
+    number     INTEGER NOT NULL,
+    start_time REAL NOT NULL,
+    end_time   REAL,
+    exit_code  INTEGER,              -- NULL: it runs, or nobody saw it end
+    PRIMARY KEY (job_id, number)
+) STRICT;
+CREATE TABLE transitions (
+    job_id TEXT NOT NULL REFERENCES jobs (id),
+    time   REAL NOT NULL,
+    state  TEXT NOT NULL,
+    reason TEXT NOT NULL
+) STRICT;
+CREATE INDEX transitions_by_job ON transitions (job_id);
+INSERT INTO jobs VALUES
+    ('a', 'once', '{}', 'm', 'tiny', '{"n_layer": 3}', '{"n_layer": "request"}',
+     'FAILED', 'DIVERGED', 'the loss was NaN', 1003.0, 1000.0),
+    ('b', NULL, '{}', 'n', 'tiny', '{}', '{}', 'RUNNING', 'UNSPECIFIED', '', 1005.0, 1004.0);
+INSERT INTO attempts VALUES
+    ('a', 1, 1001.0, 1001.5, -9), ('a', 2, 1001.6, 1001.8, NULL), ('a', 3, 1002.0, 1003.0, 70),
+    ('b', 1, 1005.0, NULL, NULL);
+INSERT INTO transitions VALUES
+    ('a', 1000.0, 'QUEUED', 'UNSPECIFIED'), ('a', 1003.0, 'FAILED', 'DIVERGED'),
+    ('b', 1004.0, 'QUEUED', 'UNSPECIFIED'), ('b', 1005.0, 'RUNNING', 'UNSPECIFIED');
+PRAGMA user_version = 1;
+"""
+
+
+def schema(path: Path) -> dict[str, list[tuple[str, str, int]]]:
+    """Name, type and whether a value is required, of every column of every table."""
+    connection = sqlite3.connect(path)
+    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+    columns = {
+        name: [row[1:4] for row in connection.execute(f"PRAGMA table_info({name})")]
+        for (name,) in tables
+    }
+    connection.close()
+    return columns
+
+
+async def test_a_database_of_version_1_is_led_to_the_newest(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"
+    connection = sqlite3.connect(old)
+    connection.executescript(VERSION_1)
+    connection.close()
+    for _ in range(2):  # the second time nothing is left to do
+        store = await JobStore.open(old)
+        failed, running = await store.get("a"), await store.get("b")
+        history = await store.history("a")
+        await store.close()
+    assert failed is not None and running is not None
+    assert (failed.priority, failed.config.n_layer) == (0, 3)
+    assert failed.standing == Standing(
+        JobState.FAILED, JobReason.DIVERGED, "the loss was NaN", 1003.0
+    )
+    assert history == [Standing(JobState.QUEUED, since=1000.0), failed.standing]
+    assert [(attempt.exit_code, attempt.ending) for attempt in failed.attempts] == [
+        (-9, "ended by signal 9"),
+        (None, "nobody saw it end"),
+        (70, "ended with exit code 70"),
+    ]
+    assert [(a.end_time, a.first_step, a.ending) for a in running.attempts] == [(None, None, "")]
+    await (await JobStore.open(new)).close()
+    assert schema(old) == schema(new)
+
+
+async def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1 + "DROP TABLE transitions;")
+    connection.close()
+    before = schema(path)
+    with pytest.raises(sqlite3.OperationalError):
+        await JobStore.open(path)
+    assert schema(path) == before
 
 
 def test_ids_sort_by_submission_whatever_the_clock_does() -> None:

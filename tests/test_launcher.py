@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -11,7 +13,7 @@ import pytest
 
 from nanogpt.training.run_directory import RunDirectory
 from server.jobs.launcher import LocalLauncher, LocalTrainer
-from server.jobs.trainer_log import error_line, log_size
+from server.jobs.trainer_log import error_line, first_step, last_lines, log_size
 
 SAYS_HOW_IT_WAS_STARTED = """
 import json, os, sys
@@ -142,6 +144,46 @@ asyncio.run(main())
     await gone(int(output))
 
 
+HOLDS_ITS_RUN = """
+import signal, sys, time
+from pathlib import Path
+from nanogpt.training.run_directory import RunDirectory
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+run = RunDirectory(Path(sys.argv[1]))
+with run.lock():
+    run.sign_lock()
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+async def test_an_abandoned_trainer_is_killed_if_it_certainly_is_that_process(
+    run: RunDirectory,
+) -> None:
+    trainer = await start(run, HOLDS_ITS_RUN)
+    await ready(run)
+    holder = run.holder()
+    assert holder is not None and holder.pid == trainer.pid
+    if holder.start is None:
+        pytest.skip("this system does not say when a process started")
+    signature = run.lock_path.read_text()
+    for forged in (
+        replace(holder, start="another boot:1"),  # the number was given to a later process
+        replace(holder, host="elsewhere"),
+        replace(holder, pid=1 << 22),  # has gone
+        replace(holder, start=None),
+    ):
+        run.lock_path.write_text(json.dumps(asdict(forged)))
+        assert not LocalLauncher().kill_abandoned(run)
+    for garbage in ("", "no json", "[]", '{"pid": 1}'):
+        run.lock_path.write_text(garbage)
+        assert not LocalLauncher().kill_abandoned(run)
+    run.lock_path.write_text(signature)
+    assert LocalLauncher().kill_abandoned(run)
+    assert await trainer.wait() == -signal.SIGKILL
+    assert not LocalLauncher().kill_abandoned(run)
+
+
 async def test_no_descriptor_is_left_behind(run: RunDirectory) -> None:
     await (await start(run, "")).wait()
     before = psutil.Process().num_fds()
@@ -171,3 +213,19 @@ def test_only_the_line_for_the_user_is_read_from_the_log(run: RunDirectory) -> N
     with log.open("ab") as file:
         file.write(b"\xff" * (1 << 17))
     assert error_line(log, since) is None  # too far up to be the last words
+
+
+def test_the_log_tells_where_an_attempt_started_and_how_it_ended(run: RunDirectory) -> None:
+    log = run.log_path
+    assert (first_step(log, 0), last_lines(log, 0)) == (None, "")
+    log.write_text("using a CPU\nstarting at step 0\nstep 1\n")
+    since = log_size(log)
+    assert first_step(log, 0) == 0
+    assert first_step(log, since) is None
+    with log.open("a") as file:
+        file.write("starting at step 250\n" + "".join(f"line {i}\n" for i in range(20)))
+    assert first_step(log, since) == 250
+    assert last_lines(log, since).splitlines() == [f"line {i}" for i in range(10, 20)]
+    with log.open("a") as file:
+        file.write("x" * 5000)
+    assert last_lines(log, since) == "x" * 1000

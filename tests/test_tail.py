@@ -10,7 +10,7 @@ from nanogpt.training.run_directory import RunDirectory
 from server.errors import DataLoss, Unavailable
 from server.jobs import tail as tail_module
 from server.jobs.job import JobState, Standing
-from server.jobs.tail import Subscription, Tail
+from server.jobs.tail import Gap, Subscription, Tail
 
 RUNNING, SUCCEEDED = Standing(JobState.RUNNING), Standing(JobState.SUCCEEDED)
 
@@ -190,3 +190,70 @@ async def test_a_record_that_vanishes_ends_its_readers(
     assert await subscription.next(30) == RUNNING
     with pytest.raises(DataLoss):
         await subscription.next(30)
+
+
+def said_by(news: object) -> list[int | tuple[int, int]]:
+    """Sequence numbers of events, and pairs of them for gaps."""
+    assert isinstance(news, list)
+    return [(i.first_sequence, i.last_sequence) if isinstance(i, Gap) else i.sequence for i in news]
+
+
+async def test_a_reader_that_falls_behind_gets_the_newest_and_a_declared_gap(
+    run: RunDirectory,
+) -> None:
+    tail = Tail(run.metrics_path, RUNNING)
+    record(run, started(), *(step(number) for number in range(1, 5)))
+    await tail.refresh()
+    subscription = tail.subscribe(1, max_behind=3)
+    assert await subscription.next(30) == RUNNING
+    assert said_by(await subscription.next(30)) == [1, 2, 3, 4, 5]  # recorded before it came
+    record(run, *(step(number) for number in (5, 6, 7)))
+    await tail.refresh()
+    assert said_by(await subscription.next(30)) == [6, 7, 8]  # in time
+    record(run, step(8), step(9), evaluation(9), checkpoint(9), *(step(n) for n in range(10, 16)))
+    await tail.refresh()  # 9 to 18: it is 10 behind
+    assert said_by(await subscription.next(30)) == [(9, 10), 11, 12, (13, 15), 16, 17, 18]
+
+
+async def test_a_reader_that_names_no_limit_misses_nothing(run: RunDirectory) -> None:
+    tail = Tail(run.metrics_path, RUNNING)
+    subscription = tail.subscribe(1)
+    assert await subscription.next(30) == RUNNING
+    record(run, started(), *(step(number) for number in range(1, 100)))
+    await tail.refresh()
+    assert said_by(await subscription.next(30)) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_what_a_slow_reader_gets_and_what_it_is_told_of_is_everything(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(tail_module, "RECENT_EVENTS", 7)
+    monkeypatch.setattr(tail_module, "PIECE_BYTES", 500)
+    chance, tail = random.Random(seed), Tail(run.metrics_path, RUNNING)
+    subscription, heard, left_out = tail.subscribe(1, max_behind=4), [], 0
+
+    async def read() -> None:
+        nonlocal left_out
+        while (news := await subscription.next(30)) is not None:
+            if isinstance(news, list):
+                for item in said_by(news):
+                    numbers = range(item[0], item[1] + 1) if isinstance(item, tuple) else [item]
+                    left_out += len(numbers) if isinstance(item, tuple) else 0
+                    heard.extend(numbers)
+                for _ in range(chance.randrange(20)):
+                    await asyncio.sleep(0)
+
+    reader = asyncio.ensure_future(read())
+    record(run, started())
+    number = 0
+    while number < 200:
+        for _ in range(chance.randrange(1, 15)):
+            number += 1
+            record(run, step(number), *([evaluation(number)] if number % 10 == 0 else []))
+        await tail.refresh()
+        await asyncio.sleep(0)
+    tail.publish(SUCCEEDED)
+    await reader
+    assert heard == list(range(1, tail.progress.sequence + 1))
+    assert left_out > 0

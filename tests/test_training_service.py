@@ -36,6 +36,7 @@ from nanogpt.training.run_directory import EventReader, ExitCode
 from protos.nanogpt.v1 import training_pb2 as pb
 from protos.nanogpt.v1 import training_pb2_grpc as pb_grpc
 from server.interceptors import Gate, interceptor_chain
+from server.jobs import service as service_module
 from server.jobs.job import JobState
 from server.jobs.launcher import LocalLauncher, LocalTrainer
 from server.jobs.publication import publish_best
@@ -288,6 +289,7 @@ async def test_get_job_tells_all_that_is_known(tmp_path: Path) -> None:
         assert not job.attempts[0].HasField("exit_code")
         assert not job.HasField("queue_position")
         listed = (await server.stub.ListJobs(pb.ListJobsRequest())).jobs
+        del job.history[:]  # told of one job only
         assert list(listed) == [job]
     async with serving(tmp_path, FakeLauncher(succeed)) as server:  # a new server knows it too
         assert (await server.job(job_id)).best_val_loss == 3.5
@@ -299,7 +301,12 @@ async def test_an_unknown_job(server: Server, job_id: str) -> None:
     calls = [
         stub.GetJob(pb.GetJobRequest(id=job_id)),
         stub.CancelJob(pb.CancelJobRequest(id=job_id)),
+        stub.PauseJob(pb.PauseJobRequest(id=job_id)),
+        stub.ResumeJob(pb.ResumeJobRequest(id=job_id)),
         stub.ListCheckpoints(pb.ListCheckpointsRequest(job_id=job_id)),
+        stub.PinCheckpoint(pb.PinCheckpointRequest(job_id=job_id, step=1)),
+        stub.DeleteCheckpoint(pb.DeleteCheckpointRequest(job_id=job_id, step=1)),
+        stub.StreamLogs(pb.StreamLogsRequest(job_id=job_id)).read(),
         server.follow(job_id).read(),
     ]
     for call in calls:
@@ -426,12 +433,127 @@ async def test_datasets_and_names_in_use(server: Server) -> None:
     assert await server.jobs.datasets_in_use() == set()
 
 
-@pytest.mark.parametrize("method", ["PauseJob", "ResumeJob"])
-async def test_what_is_not_there_yet_says_so(server: Server, method: str) -> None:
-    request = getattr(pb, f"{method}Request")(id="x")
+async def test_a_job_is_paused_and_resumed_with_its_whole_history(server: Server) -> None:
+    job_id = (await server.train(priority=-5)).id
+    await reached(server.jobs, job_id, JobState.RUNNING)
+    paused = (await server.stub.PauseJob(pb.PauseJobRequest(id=job_id))).job
+    assert (paused.state, paused.reason) == (pb.Job.STATE_PAUSING, pb.Job.REASON_REQUESTED)
+    await reached(server.jobs, job_id, JobState.PAUSED)
+    stream = server.follow(job_id)
+    assert states([await stream.read()]) == ["PAUSED"]
+    resumed = (await server.stub.ResumeJob(pb.ResumeJobRequest(id=job_id))).job
+    assert resumed.state in (pb.Job.STATE_QUEUED, pb.Job.STATE_STARTING, pb.Job.STATE_RUNNING)
+    await reached(server.jobs, job_id, JobState.RUNNING)
+    job = await server.job(job_id)
+    assert job.priority == -5
+    assert [pb.Job.State.Name(change.state).removeprefix("STATE_") for change in job.history] == [
+        "QUEUED", "STARTING", "RUNNING", "PAUSING", "PAUSED", "QUEUED", "STARTING", "RUNNING",
+    ]  # fmt: skip
+    times = [change.time.ToDatetime() for change in job.history]
+    assert times == sorted(times)
+    assert job.history[0].time == job.create_time
+    assert job.attempts[0].ending == "saved its work and left, as it was asked to"
+    assert not job.attempts[1].ending
+    (listed,) = (await server.stub.ListJobs(pb.ListJobsRequest())).jobs
+    assert not listed.history
+
+
+async def test_a_job_in_the_wrong_state_is_not_paused_or_resumed(server: Server) -> None:
+    job_id = (await server.train()).id
+    await server.stub.CancelJob(pb.CancelJobRequest(id=job_id))
+    await reached(server.jobs, job_id, JobState.CANCELLED)
+    for call in (
+        server.stub.PauseJob(pb.PauseJobRequest(id=job_id)),
+        server.stub.ResumeJob(pb.ResumeJobRequest(id=job_id)),
+    ):
+        code, message, _ = await refused(call)
+        assert (code, "is cancelled" in message) == (Code.FAILED_PRECONDITION, True)
+
+
+@pytest.mark.parametrize("priority", [-101, 101])
+async def test_a_priority_out_of_range(server: Server, priority: int) -> None:
+    code, _, fields = await refused(server.train(priority=priority))
+    assert (code, fields) == (Code.INVALID_ARGUMENT, {"priority"})
+
+
+async def log_of(stream: Any) -> tuple[str, int]:
+    """Text and last offset of a stream of a log."""
+    pieces = await collect(stream)
+    return "".join(piece.text for piece in pieces), pieces[-1].next_offset if pieces else -1
+
+
+async def test_a_log_is_read_over_all_attempts_and_followed_to_the_end(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def second(trainer: FakeTrainer) -> int:
+        with trainer.run.log_path.open("a") as log:
+            log.write("secönd\n")
+        await go_on.wait()
+        return await fails_with(0, "done")(trainer)
+
+    scripts = (fails_with(-9, "first"), second)
+    async with serving(tmp_path, FakeLauncher(*scripts)) as server:
+        stub, job_id = server.stub, (await server.train()).id
+        following = stub.StreamLogs(pb.StreamLogsRequest(job_id=job_id, follow=True))
+        text, offset = "", 0
+        while not text.endswith("secönd\n"):
+            piece = await following.read()
+            text, offset = text + piece.text, piece.next_offset
+        assert text == "some output\nfirst\nsecönd\n"
+        assert offset == len(text.encode())
+        now = await log_of(stub.StreamLogs(pb.StreamLogsRequest(job_id=job_id)))
+        assert now == (text, offset)
+        go_on.set()
+        assert await log_of(following) == ("some output\ndone\n", offset + 17)
+        again = pb.StreamLogsRequest(job_id=job_id, follow=True, offset=offset)
+        assert await log_of(stub.StreamLogs(again)) == ("some output\ndone\n", offset + 17)
+        end = pb.StreamLogsRequest(job_id=job_id, offset=-5)
+        assert await log_of(stub.StreamLogs(end)) == ("done\n", offset + 17)
+
+
+async def test_a_draining_server_sends_those_away_who_follow_a_log(server: Server) -> None:
+    job_id = (await server.train()).id
+    await reached(server.jobs, job_id, JobState.RUNNING)
+    following = server.stub.StreamLogs(pb.StreamLogsRequest(job_id=job_id, follow=True))
+    await server.jobs.drain(30)
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        await getattr(server.stub, method)(request)
-    assert error.value.code() is Code.UNIMPLEMENTED
+        await log_of(following)
+    assert error.value.code() is Code.UNAVAILABLE
+
+
+async def test_a_quiet_log_gives_signs_of_life(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(service_module, "LOG_POLL_SECONDS", 0.001)
+    job_id = (await server.train()).id
+    piece = await server.stub.StreamLogs(pb.StreamLogsRequest(job_id=job_id, follow=True)).read()
+    assert (piece.text, piece.next_offset) == ("", 0)
+
+
+async def test_a_stream_that_names_a_limit_declares_what_it_left_out(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    async def script(trainer: FakeTrainer) -> int:
+        record(trainer.run, started())
+        await go_on.wait()
+        record(trainer.run, *(step(number) for number in range(1, 10)))
+        return 0
+
+    async with serving(tmp_path, FakeLauncher(script)) as server:
+        job_id = (await server.train()).id
+        request = pb.StreamMetricsRequest(job_id=job_id, max_behind=2)
+        stream, said = server.stub.StreamMetrics(request), []
+        while sequences(said) != [1]:
+            said.append(await stream.read())
+        go_on.set()
+        said += await collect(stream)
+        (skipped,) = [response.skipped for response in said if response.HasField("skipped")]
+        assert (skipped.first_sequence, skipped.last_sequence) == (2, 8)
+        assert sequences(said) == [1, 9, 10]
+        bad = server.stub.StreamMetrics(pb.StreamMetricsRequest(job_id=job_id, max_behind=0))
+        code, _, fields = await refused(bad.read())
+        assert (code, fields) == (Code.INVALID_ARGUMENT, {"max_behind"})
 
 
 # from here on: real trainers
@@ -478,6 +600,21 @@ async def test_a_real_job_becomes_a_model(tmp_path: Path) -> None:
         assert steps == sorted(steps, reverse=True)
         assert steps[0] == 20
         best = next(found for found in listed.checkpoints if found.is_best)
+        change = {"job_id": job_id, "step": 20}
+        pinned = await server.stub.PinCheckpoint(pb.PinCheckpointRequest(**change))
+        assert pinned.checkpoint.is_pinned
+        delete = server.stub.DeleteCheckpoint
+        code, message, _ = await refused(delete(pb.DeleteCheckpointRequest(**change)))
+        assert (code, "is pinned" in message) == (Code.FAILED_PRECONDITION, True)
+        unpin = pb.PinCheckpointRequest(**change, pinned=False)
+        assert not (await server.stub.PinCheckpoint(unpin)).checkpoint.is_pinned
+        await delete(pb.DeleteCheckpointRequest(**change))
+        assert (await refused(delete(pb.DeleteCheckpointRequest(**change))))[0] is Code.NOT_FOUND
+        listed = await server.stub.ListCheckpoints(pb.ListCheckpointsRequest(job_id=job_id))
+        assert [found.step for found in listed.checkpoints] == steps[1:]
+        text, _ = await log_of(server.stub.StreamLogs(pb.StreamLogsRequest(job_id=job_id)))
+        assert "starting at step 0\n" in text
+        assert (await server.job(job_id)).attempts[0].first_step == 0
         meta = read_meta(tmp_path / "models" / "real")
         assert (meta.step, meta.job_id, meta.train) == (best.step, job_id, None)
         assert load_model(tmp_path / "models" / "real").config.n_embd == 32

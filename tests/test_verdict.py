@@ -2,7 +2,7 @@ import pytest
 
 from nanogpt.training.run_directory import ExitCode
 from server.jobs.job import JobReason, JobState, Standing
-from server.jobs.verdict import backoff_seconds, is_crash, judge, success
+from server.jobs.verdict import backoff_seconds, ending, is_crash, judge, success
 
 
 def verdict(exit_code: int | None, **changes: object) -> Standing:
@@ -74,6 +74,18 @@ def test_the_text_of_a_crash_loop_helps() -> None:
     assert text.endswith("cannot write")
     assert "exit code 7" in verdict(7, crashes=4).error
     assert "signal 60" in verdict(-60, crashes=4).error
+
+
+def test_a_crash_loop_shows_how_the_log_ends() -> None:
+    text = verdict(1, crashes=4, last_lines="Traceback\nKeyError: 'x'").error
+    assert text.endswith("with exit code 1; its log ends with:\nTraceback\nKeyError: 'x'")
+
+
+@pytest.mark.parametrize("exit_code", [*ExitCode, -9, -60, 1, None])
+def test_every_end_of_an_attempt_is_put_into_words(exit_code: int | None) -> None:
+    assert ending(exit_code, None)
+    if exit_code not in (0, 3, 4, 75):
+        assert "no room" in ending(exit_code, "no room")
 
 
 def test_the_pause_doubles_up_to_a_minute() -> None:

@@ -1,10 +1,10 @@
-"""Commands about jobs: list, show one, cancel."""
+"""Commands about jobs: list, show one, cancel, pause, resume."""
 
 from collections.abc import Iterator
 
 from client.arguments import Options
 from client.commands.connection import connect
-from client.commands.events import device_text
+from client.commands.events import device_text, state_change_text
 from client.commands.figures import count, duration, elapsed, instant, percent, word
 from client.commands.help import PROGRAM
 from client.commands.output import as_json, print_fields, print_json, print_table
@@ -39,12 +39,32 @@ def job(options: Options) -> ExitCode:
         ("setting", "value", "from"),
         [(key, str(settings[key]), found.config_origin[key]) for key in settings],
     )
+    print_table(
+        ("time", "state"),
+        [(instant(change.time), state_change_text(change)) for change in found.history],
+    )
+    if found.attempts:
+        print_table(("start", "time", "from step", "exit code", "ending"), _attempts(found))
     return ExitCode.DONE
 
 
 def cancel(options: Options) -> ExitCode:
     with connect(options) as client:
-        found = client.cancel(options.arguments[0])
+        return _show(client.cancel(options.arguments[0]), options)
+
+
+def pause(options: Options) -> ExitCode:
+    with connect(options) as client:
+        return _show(client.pause(options.arguments[0]), options)
+
+
+def resume(options: Options) -> ExitCode:
+    with connect(options) as client:
+        return _show(client.resume(options.arguments[0]), options)
+
+
+def _show(found: Job, options: Options) -> ExitCode:
+    """Says where the job stands now."""
     if options.flag("json"):
         print_json(found)
     else:
@@ -57,6 +77,17 @@ def state_text(job: Job) -> str:
     state = word(Job.State.Name(job.state), "STATE_")
     reason = word(Job.Reason.Name(job.reason), "REASON_") if job.reason else ""
     return f"{state} ({reason})" if reason else state
+
+
+def _attempts(job: Job) -> Iterator[tuple[str, ...]]:
+    for attempt in job.attempts:
+        yield (
+            count(attempt.number),
+            instant(attempt.start_time),
+            count(attempt.first_step) if attempt.HasField("first_step") else "",
+            str(attempt.exit_code) if attempt.HasField("exit_code") else "",
+            attempt.ending,
+        )
 
 
 def _row(job: Job) -> tuple[str, ...]:
@@ -80,6 +111,8 @@ def _fields(job: Job) -> Iterator[tuple[str, str]]:
     yield "error", job.error
     yield "model", job.model
     yield "dataset", job.dataset
+    if job.priority:
+        yield "priority", count(job.priority)
     if job.HasField("queue_position"):
         yield "jobs before it", count(job.queue_position)
     yield "step", f"{count(job.step)} of {count(job.config.max_iters)}"

@@ -105,6 +105,7 @@ TRAIN = Command(
         Key("model", TEXT, None, "Name of the new model; picked if empty.", alias="out_dir"),
         Key("preset", TEXT, None, "Hyperparameters to start from, such as train_gpt2."),
         *TRAIN_KEYS,
+        Key("priority", INT32, 0, "Which job goes first: the lowest, in [-100, 100]."),
         Key("request_id", TEXT, None, "Makes it safe to send the command twice."),
         Key("detach", BOOL, False, "Queue the job and do not follow it."),
         *CALL_KEYS,
@@ -201,7 +202,45 @@ BENCH = Command(
 )
 
 JOB_ID = Argument("JOB", "id of the job")
+STEP = Argument("STEP", "of the checkpoint")
 MODEL_NAME = Argument("MODEL", "NAME, NAME@STEP or job:ID")
+
+LOGS = Command(
+    "logs",
+    "Prints what a job's processes printed, over all its starts.",
+    "logs:logs",
+    (JOB_ID,),
+    (
+        Key("follow", BOOL, False, "Go on with new output until the job ends."),
+        Key("offset", INT64, 0, "First byte; negative counts from the end."),
+        *CALL_KEYS,
+    ),
+    ("logs 0123 --follow", "logs 0123 --offset=-2000"),
+)
+CHECKPOINTS = (
+    Command(
+        "checkpoints",
+        "Lists a job's checkpoints, newest first.",
+        "checkpoints:checkpoints",
+        (JOB_ID,),
+        CALL_KEYS,
+    ),
+    Command(
+        "pin",
+        "Keeps a checkpoint until it is unpinned.",
+        "checkpoints:pin",
+        (JOB_ID, STEP),
+        CALL_KEYS,
+    ),
+    Command("unpin", "Lets a checkpoint go again.", "checkpoints:unpin", (JOB_ID, STEP), CALL_KEYS),
+    Command(
+        "delete-checkpoint",
+        "Deletes a checkpoint.",
+        "checkpoints:delete_checkpoint",
+        (JOB_ID, STEP),
+        CALL_KEYS,
+    ),
+)
 
 EXPORT = Command(
     "export",
@@ -237,7 +276,11 @@ COMMANDS = (
     BENCH,
     Command("jobs", "Lists jobs, newest first.", "jobs:jobs", (), CALL_KEYS),
     Command(
-        "job", "Shows one job and where each setting came from.", "jobs:job", (JOB_ID,), CALL_KEYS
+        "job",
+        "Shows one job: its settings and where they came from, its history, its starts.",
+        "jobs:job",
+        (JOB_ID,),
+        CALL_KEYS,
     ),
     Command(
         "cancel",
@@ -246,6 +289,18 @@ COMMANDS = (
         (JOB_ID,),
         CALL_KEYS,
     ),
+    Command(
+        "pause",
+        "Frees the device after the job's step, with a checkpoint; the job keeps its place.",
+        "jobs:pause",
+        (JOB_ID,),
+        CALL_KEYS,
+    ),
+    Command(
+        "resume", "Puts a paused job back into the queue.", "jobs:resume", (JOB_ID,), CALL_KEYS
+    ),
+    LOGS,
+    *CHECKPOINTS,
     Command("models", "Lists models, newest first.", "models:models", (), CALL_KEYS),
     Command(
         "load", "Loads a model and keeps it in memory.", "models:load", (MODEL_NAME,), CALL_KEYS

@@ -20,6 +20,7 @@ def train(options: Options) -> ExitCode:
             model=options.text("model"),
             preset=options.text("preset"),
             request_id=options.text("request_id"),
+            priority=cast(int | None, options["priority"]),
             **cast(dict[str, ConfigValue], options.some(TRAIN_KEYS)),
         )
         if options.flag("json"):

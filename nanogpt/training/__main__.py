@@ -21,7 +21,12 @@ from types import FrameType
 from typing import TextIO
 
 from nanogpt.config import InvalidConfig
-from nanogpt.training.run_directory import ExitCode, RunDirectory, RunDirectoryBusy
+from nanogpt.training.run_directory import (
+    ERROR_PREFIX,
+    ExitCode,
+    RunDirectory,
+    RunDirectoryBusy,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     directory = RunDirectory(options.run_dir)
     try:
         with directory.lock():
+            with suppress(OSError):  # a full disk costs the signature only
+                directory.sign_lock()
             return _train(directory, stop.is_set)
     except RunDirectoryBusy as error:
         return _fail(1, str(error))
@@ -105,7 +112,7 @@ def _log(line: str) -> None:
 
 
 def _fail(code: int, sentence: str) -> int:
-    _write(sys.stderr, "error: " + " ".join(sentence.split()) + "\n")
+    _write(sys.stderr, ERROR_PREFIX + " ".join(sentence.split()) + "\n")
     return code
 
 

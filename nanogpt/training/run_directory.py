@@ -4,13 +4,15 @@
             metrics.jsonl   events, appended by the trainer (events.py)
             log.txt         what the trainer printed
             checkpoints/    step_000250/ and so on (nanogpt/checkpoint.py)
-            trainer.lock    held by the trainer for its life
+            trainer.lock    held by the trainer for its life; says which process that is
 
 It does not know how training works, nor who starts it. One writer for each file.
 """
 
 import fcntl
 import json
+import os
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -24,7 +26,23 @@ from nanogpt.config import InvalidConfig, TrainConfig, Violation, range_violatio
 # events are part of a run directory: whoever follows a run needs both
 from nanogpt.training.events import EventReader, EventWriter
 
-__all__ = ["EventReader", "EventWriter", "ExitCode", "RunDirectory", "RunDirectoryBusy", "RunSpec"]
+__all__ = [
+    "ERROR_PREFIX",
+    "STARTED_PREFIX",
+    "EventReader",
+    "EventWriter",
+    "ExitCode",
+    "Holder",
+    "RunDirectory",
+    "RunDirectoryBusy",
+    "RunSpec",
+]
+
+ERROR_PREFIX = "error: "
+"""Begins the one line of the log that is written for the user."""
+
+STARTED_PREFIX = "starting at step "
+"""Begins the line of the log that says how many updates were done when an attempt started."""
 
 
 class ExitCode(IntEnum):
@@ -76,6 +94,37 @@ class RunSpec:
         if found:
             raise InvalidConfig(found)
         return cls(**{**values, "config": TrainConfig.from_mapping(values["config"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that holds a run directory."""
+
+    pid: int
+    host: str
+    start: str | None
+    """Tells it from a later process with its number; None where the system does not say."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it certainly still runs, on this machine."""
+        here = self.host == platform.node()
+        return here and self.start is not None and process_start(self.pid) == self.start
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this machine started, by the kernel's clock; None if it does not say.
+
+    The 22nd field of https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html, behind the
+    machine's own start, since a clock that counts from there repeats itself.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    after_name = stat.rpartition(")")[2].split()  # a name may hold blanks; field 3 comes next
+    return None if after_name[0] == "Z" else f"{boot}:{after_name[19]}"
 
 
 class RunDirectory:
@@ -134,3 +183,15 @@ class RunDirectory:
             except BlockingIOError as error:
                 raise RunDirectoryBusy(f"another trainer is at work in {self.path.name}") from error
             yield
+
+    def sign_lock(self) -> None:
+        """Writes into the lock, which this process holds, who holds it."""
+        holder = Holder(os.getpid(), platform.node(), process_start(os.getpid()))
+        self.lock_path.write_text(json.dumps(asdict(holder)) + "\n")
+
+    def holder(self) -> "Holder | None":
+        """Who signed the lock last; None if nobody did."""
+        try:
+            return Holder(**json.loads(self.lock_path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return None

@@ -28,7 +28,7 @@ from nanogpt.training.events import (
 )
 from nanogpt.training.optimizer import make_optimizer, set_learning_rate
 from nanogpt.training.report import Report
-from nanogpt.training.run_directory import ExitCode, RunDirectory, RunSpec
+from nanogpt.training.run_directory import STARTED_PREFIX, ExitCode, RunDirectory, RunSpec
 from nanogpt.training.sample import write_sample
 from nanogpt.training.schedule import learning_rate
 from nanogpt.training.snapshot import (
@@ -110,6 +110,7 @@ class Trainer:
         report.started(self._describe_run())
         if start.resumed is not None:
             self._restore(start.resumed)
+        log(f"{STARTED_PREFIX}{self._progress.step}")
 
     def run(self) -> ExitCode:
         """The loop. One turn is one optimizer update; checkpoints lie between two turns."""

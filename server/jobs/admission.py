@@ -99,6 +99,7 @@ class Admission:
             config=planned.config,
             config_origin=planned.config_origin,
             create_time=now,
+            priority=submission.priority,
             request_id=submission.request_id or None,
             request=canonical,
             standing=Standing(JobState.QUEUED, since=now),

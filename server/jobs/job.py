@@ -18,6 +18,8 @@ class JobState(StrEnum):
     QUEUED = "QUEUED"
     STARTING = "STARTING"
     RUNNING = "RUNNING"
+    PAUSING = "PAUSING"
+    PAUSED = "PAUSED"
     RECOVERING = "RECOVERING"
     CANCELLING = "CANCELLING"
     CANCELLED = "CANCELLED"
@@ -68,6 +70,10 @@ class Attempt:
     end_time: float | None
     exit_code: int | None
     """Negative is the signal that ended it. None while it runs and if nobody saw it end."""
+    first_step: int | None = None
+    """Updates that were done when it started; None until it says so."""
+    ending: str = ""
+    """How it ended, in a few words; empty while it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,8 @@ class Job:
     config_origin: dict[str, str]
     """For each field of `config`: `default`, `preset NAME`, `model NAME` or `request`."""
     create_time: float
+    priority: int = 0
+    """Lower goes first, see queue.py."""
     request_id: str | None = None
     request: str = ""
     """What the caller asked for, as canonical JSON: tells a repeated request from another one."""
@@ -111,6 +119,11 @@ def new_job_id(now: float, newest: str | None) -> str:
     if newest is not None:
         milliseconds = max(milliseconds, int(newest[:12], 16) + 1)
     return f"{milliseconds:012x}{secrets.token_hex(4)}"
+
+
+def submit_time(job_id: str) -> float:
+    """When the job with that id was submitted, in unix seconds: never before an older one."""
+    return int(job_id[:12], 16) / 1000
 
 
 def is_job_id(text: str) -> bool:

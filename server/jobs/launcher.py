@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from nanogpt.training.run_directory import RunDirectory
@@ -34,6 +35,9 @@ class Launcher(Protocol):
 
     async def start(self, run: RunDirectory) -> Trainer:
         """A trainer for this run. Raises OSError if it cannot be started."""
+
+    def kill_abandoned(self, run: RunDirectory) -> bool:
+        """Ends the trainer that holds the run though its server has died; False if in doubt."""
 
 
 class LocalLauncher:
@@ -78,6 +82,21 @@ class LocalLauncher:
             own = os.getpriority(os.PRIO_PROCESS, 0)
             os.setpriority(os.PRIO_PROCESS, process.pid, own + self._nice)
         return LocalTrainer(process, pipe_write)
+
+    def kill_abandoned(self, run: RunDirectory) -> bool:
+        """Ends the trainer that signed the run's lock, if it certainly is that process.
+
+        That is, if a process of this machine has the number and the start time that it wrote down.
+        """
+        holder = run.holder()
+        if holder is None or not holder.is_alive:
+            return False
+        with suppress(ProcessLookupError):
+            if os.getpgid(holder.pid) == holder.pid:  # it leads the processes that it started
+                os.killpg(holder.pid, signal.SIGKILL)
+            else:
+                os.kill(holder.pid, signal.SIGKILL)
+        return True
 
 
 class LocalTrainer:

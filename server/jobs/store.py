@@ -23,7 +23,7 @@ from server.errors import DataLoss, FailedPrecondition
 from server.jobs.job import Attempt, Job, JobReason, JobState, Standing
 from server.jobs.queue import FOLLOWERS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE jobs (
@@ -38,7 +38,8 @@ CREATE TABLE jobs (
     reason        TEXT NOT NULL,
     error         TEXT NOT NULL,
     state_time    REAL NOT NULL,     -- unix seconds, as all times here
-    create_time   REAL NOT NULL
+    create_time   REAL NOT NULL,
+    priority      INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX jobs_by_state ON jobs (state, id);
 CREATE TABLE attempts (
@@ -47,16 +48,35 @@ CREATE TABLE attempts (
     start_time REAL NOT NULL,
     end_time   REAL,
     exit_code  INTEGER,              -- NULL: it runs, or nobody saw it end
+    first_step INTEGER,              -- NULL: it has not said so
+    ending     TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (job_id, number)
 ) STRICT;
 CREATE TABLE transitions (
     job_id TEXT NOT NULL REFERENCES jobs (id),
     time   REAL NOT NULL,
     state  TEXT NOT NULL,
-    reason TEXT NOT NULL
+    reason TEXT NOT NULL,
+    error  TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX transitions_by_job ON transitions (job_id);
 """
+
+MIGRATIONS = {
+    1: """
+ALTER TABLE jobs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE attempts ADD COLUMN first_step INTEGER;
+ALTER TABLE attempts ADD COLUMN ending TEXT NOT NULL DEFAULT '';
+UPDATE attempts SET ending = CASE
+    WHEN exit_code IS NULL THEN 'nobody saw it end'
+    WHEN exit_code < 0 THEN 'ended by signal ' || -exit_code
+    ELSE 'ended with exit code ' || exit_code
+END WHERE end_time IS NOT NULL;
+ALTER TABLE transitions ADD COLUMN error TEXT NOT NULL DEFAULT '';
+UPDATE transitions SET error = (SELECT error FROM jobs WHERE id = job_id) WHERE state = 'FAILED';
+"""
+}
+"""What leads from each schema version to the next. A database is never led back."""
 
 T = TypeVar("T")
 
@@ -90,7 +110,7 @@ class JobStore:
         def work(connection: sqlite3.Connection) -> None:
             with connection:
                 connection.execute(
-                    "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         job.id,
                         job.request_id,
@@ -104,6 +124,7 @@ class JobStore:
                         job.standing.error,
                         job.standing.since,
                         job.create_time,
+                        job.priority,
                     ),
                 )
                 _record(connection, job.id, job.standing)
@@ -140,15 +161,27 @@ class JobStore:
 
         await self._call(work)
 
-    async def end_attempt(self, job_id: str, exit_code: int | None) -> None:
+    async def attempt_started_at(self, job_id: str, first_step: int) -> None:
+        """Writes down how many updates were done when the running attempt started."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            with connection:
+                connection.execute(
+                    "UPDATE attempts SET first_step = ? WHERE job_id = ? AND end_time IS NULL",
+                    (first_step, job_id),
+                )
+
+        await self._call(work)
+
+    async def end_attempt(self, job_id: str, exit_code: int | None, ending: str) -> None:
         """Writes down how the running attempt ended, if there is one; None if nobody saw it."""
 
         def work(connection: sqlite3.Connection) -> None:
             with connection:
                 connection.execute(
-                    "UPDATE attempts SET end_time = ?, exit_code = ?"
+                    "UPDATE attempts SET end_time = ?, exit_code = ?, ending = ?"
                     " WHERE job_id = ? AND end_time IS NULL",
-                    (time.time(), exit_code, job_id),
+                    (time.time(), exit_code, ending, job_id),
                 )
 
         await self._call(work)
@@ -187,14 +220,16 @@ class JobStore:
 
         return await self._call(work)
 
-    async def history(self, job_id: str) -> list[JobState]:
-        """Every state the job has been in, oldest first."""
+    async def history(self, job_id: str) -> list[Standing]:
+        """Where the job has stood, oldest first."""
 
-        def work(connection: sqlite3.Connection) -> list[JobState]:
+        def work(connection: sqlite3.Connection) -> list[Standing]:
             rows = connection.execute(
-                "SELECT state FROM transitions WHERE job_id = ? ORDER BY rowid", (job_id,)
+                "SELECT state, reason, error, time FROM transitions WHERE job_id = ?"
+                " ORDER BY rowid",
+                (job_id,),
             )
-            return [JobState(row[0]) for row in rows]
+            return [Standing(JobState(row[0]), JobReason(row[1]), row[2], row[3]) for row in rows]
 
         return await self._call(work)
 
@@ -239,12 +274,17 @@ def _connect(path: Path) -> sqlite3.Connection:
             connection.executescript(
                 f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
-        elif version != SCHEMA_VERSION:
+        elif version > SCHEMA_VERSION:
             raise FailedPrecondition(
                 "schema_version",
                 path.name,
                 f"{path.name} has schema version {version}; this server knows {SCHEMA_VERSION}",
             )
+        else:
+            for step in range(version, SCHEMA_VERSION):
+                connection.executescript(
+                    f"BEGIN; {MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;"
+                )
     except sqlite3.DatabaseError as error:
         connection.close()
         if isinstance(error, sqlite3.OperationalError):  # no space, no permission: not damage
@@ -260,14 +300,14 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _record(connection: sqlite3.Connection, job_id: str, standing: Standing) -> None:
     connection.execute(
-        "INSERT INTO transitions VALUES (?, ?, ?, ?)",
-        (job_id, standing.since, standing.state, standing.reason),
+        "INSERT INTO transitions VALUES (?, ?, ?, ?, ?)",
+        (job_id, standing.since, standing.state, standing.reason, standing.error),
     )
 
 
 def _job(row: sqlite3.Row, connection: sqlite3.Connection) -> Job:
     attempts = connection.execute(
-        "SELECT number, start_time, end_time, exit_code FROM attempts"
+        "SELECT number, start_time, end_time, exit_code, first_step, ending FROM attempts"
         " WHERE job_id = ? ORDER BY number",
         (row["id"],),
     )
@@ -283,5 +323,6 @@ def _job(row: sqlite3.Row, connection: sqlite3.Connection) -> Job:
             JobState(row["state"]), JobReason(row["reason"]), row["error"], row["state_time"]
         ),
         create_time=row["create_time"],
+        priority=row["priority"],
         attempts=tuple(Attempt(*attempt) for attempt in attempts),
     )

@@ -18,6 +18,9 @@ from server.names import name_violations
 
 MAX_REQUEST_ID_CHARACTERS = 128
 
+LARGEST_PRIORITY = 100
+"""Priorities reach from its negative to it."""
+
 SCRATCH = "scratch"
 
 SHAPE = ("n_layer", "n_head", "n_embd", "bias")
@@ -36,15 +39,18 @@ class Submission:
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of TrainConfig."""
     request_id: str = ""
+    priority: int = 0
 
     def canonical(self) -> str:
         """The same text for the same request, whatever its id."""
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "dataset": self.dataset,
             "preset": self.preset,
             "config": self.config,
         }
+        if self.priority:  # absent from what servers wrote that knew no priorities
+            body["priority"] = self.priority
         return json.dumps(body, sort_keys=True)
 
 
@@ -102,6 +108,9 @@ def plan(submission: Submission, datasets: DatasetStore, models: Models) -> Plan
         found.append(
             Violation("request_id", f"must have {allowed}, got {len(submission.request_id)}")
         )
+    if not -LARGEST_PRIORITY <= submission.priority <= LARGEST_PRIORITY:
+        allowed = f"in [-{LARGEST_PRIORITY}, {LARGEST_PRIORITY}]"
+        found.append(Violation("priority", f"must be {allowed}, got {submission.priority}"))
     values = {**preset.config, **submission.config}
     origin = {spec.name: "default" for spec in fields(TrainConfig)}
     origin |= {key: f"preset {preset.name}" for key in preset.config}

@@ -3,7 +3,8 @@
 One `Tail` reads each new event from disk and keeps the latest in memory. A subscriber has a place
 of its own in the record: at the end it takes events from memory, further back it reads the file
 itself, piece by piece. So a slow one misses nothing, repeats nothing, holds little memory, and
-slows down neither the trainer nor the others.
+slows down neither the trainer nor the others. One that would rather be in time than complete
+names how far it may fall behind: older step events are then left out, and what was is declared.
 
 Changes of the job's state are not part of the record; each is placed behind the events that had
 been read when it happened.
@@ -11,12 +12,12 @@ been read when it happened.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from nanogpt.training.events import Event, EventReader
+from nanogpt.training.events import Event, EventReader, StepMetrics
 from server.errors import DataLoss, Unavailable
 from server.jobs.job import Standing
 from server.jobs.progress import Progress
@@ -34,6 +35,17 @@ class _Change:
 
     after_sequence: int
     standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Step events that a reader did not get because it was slow."""
+
+    first_sequence: int
+    last_sequence: int
+
+
+News = Sequence[Event | Gap]
 
 
 class Tail:
@@ -73,9 +85,13 @@ class Tail:
         self._closed = True
         self._wake()
 
-    def subscribe(self, start_sequence: int) -> "Subscription":
-        """A reader from that event on, who first gets the present state."""
-        return Subscription(self, start_sequence)
+    def subscribe(self, start_sequence: int, max_behind: int | None = None) -> "Subscription":
+        """A reader from that event on, who first gets the present state.
+
+        Step events more than `max_behind` events old are left out, those excepted that were
+        recorded before it came; None leaves nothing out.
+        """
+        return Subscription(self, start_sequence, max_behind)
 
     def _wake(self) -> None:
         self._news.set()
@@ -85,16 +101,18 @@ class Tail:
 class Subscription:
     """One reader's place in a job's record."""
 
-    def __init__(self, tail: Tail, start_sequence: int) -> None:
+    def __init__(self, tail: Tail, start_sequence: int, max_behind: int | None) -> None:
         self._tail = tail
+        self._max_behind = max_behind
+        self._recorded_before = tail.progress.sequence
         self._next_sequence = start_sequence
         self._next_change = len(tail._changes)
         self._first: Standing | None = tail.standing
         self._replay = EventReader(tail.path)
         self._piece: list[Event] = []  # read by `_replay`, but not due yet
 
-    async def next(self, silence_seconds: float) -> list[Event] | Standing | None:
-        """What comes next: events, or the job's state.
+    async def next(self, silence_seconds: float) -> News | Standing | None:
+        """What comes next: events and gaps between them, or the job's state.
 
         An empty list means that nothing happened for `silence_seconds`; None, that the job has
         ended and everything was said. Raises Unavailable when the server stops.
@@ -111,7 +129,7 @@ class Subscription:
             last = change.after_sequence if change else tail.progress.sequence
             if self._next_sequence <= last:
                 if events := await self._events(last):
-                    return events
+                    return events if self._max_behind is None else self._in_time(events)
             elif change:
                 self._next_change += 1
                 return change.standing
@@ -141,6 +159,21 @@ class Subscription:
         if found:
             self._next_sequence = found[-1].sequence + 1
         return found
+
+    def _in_time(self, events: list[Event]) -> News:
+        """The events, with gaps in place of step events that are too old."""
+        assert self._max_behind is not None
+        oldest = self._tail.progress.sequence - self._max_behind + 1
+        said: list[Event | Gap] = []
+        for event in events:
+            is_late = self._recorded_before < event.sequence < oldest
+            if not (is_late and isinstance(event.body, StepMetrics)):
+                said.append(event)
+            elif said and isinstance(said[-1], Gap):
+                said[-1] = Gap(said[-1].first_sequence, event.sequence)
+            else:
+                said.append(Gap(event.sequence, event.sequence))
+        return said
 
 
 async def _read_piece(reader: EventReader) -> list[Event]:

@@ -6,7 +6,8 @@
 | refused the spec, dataset, loss, size| FAILED, with the sentence that the trainer printed     |
 | ended otherwise while the server stops| QUEUED at its old place; the next server goes on      |
 | saved a checkpoint and left (75)     | RECOVERING; somebody asked it to, so it is not charged |
-| crashed                              | RECOVERING, after more than `max_crashes` FAILED       |
+| crashed                              | RECOVERING, after more than `max_crashes` FAILED, with |
+|                                      | the last lines of its log                              |
 
 Crashes are counted in a row: a new checkpoint in between starts the count again, because a job
 that gets on is not in a loop.
@@ -22,6 +23,9 @@ _SUCCESSES = {
     ExitCode.EARLY_STOPPED: JobReason.EARLY_STOPPED,
     ExitCode.LIMIT_REACHED: JobReason.LIMIT_REACHED,
 }
+
+NOBODY_SAW = "nobody saw it end: the server had died"
+"""How the attempts of a dead server ended."""
 
 _FAILURES = {
     ExitCode.BAD_CONFIG: (JobReason.BAD_CONFIG, "the configuration cannot be used"),
@@ -53,14 +57,15 @@ def judge(
     exit_code: int | None,
     *,
     error_line: str | None,
+    last_lines: str = "",
     draining: bool,
     crashes: int,
     max_crashes: int,
 ) -> Standing:
     """Where the job stands after this end of a trainer that was not done.
 
-    `error_line` is what the trainer said to the user, `crashes` counts those in a row, this one
-    included.
+    `error_line` is what the trainer said to the user, `last_lines` how its log ends, `crashes`
+    counts those in a row, this one included.
     """
     if exit_code in _FAILURES:
         reason, sentence = _FAILURES[ExitCode(exit_code)]
@@ -73,11 +78,31 @@ def judge(
         return Standing(JobState.RECOVERING, JobReason.CRASHED)
     times = "once" if crashes == 1 else f"{crashes} times in a row"
     said = f": {error_line}" if error_line else ""
+    log = f"; its log ends with:\n{last_lines}" if last_lines else ""
     return Standing(
         JobState.FAILED,
         JobReason.CRASH_LOOP,
-        f"the trainer crashed {times}, last {_describe(exit_code)}{said}",
+        f"the trainer crashed {times}, last {_describe(exit_code)}{said}{log}",
     )
+
+
+def ending(exit_code: int | None, error_line: str | None) -> str:
+    """How an attempt ended, in a few words; None is one that could not be started."""
+    match exit_code:
+        case ExitCode.DONE:
+            return "did all its steps"
+        case ExitCode.EARLY_STOPPED:
+            return "stopped early: the validation loss had stopped improving or was low enough"
+        case ExitCode.LIMIT_REACHED:
+            return "reached a limit of tokens, epochs or time"
+        case ExitCode.INTERRUPTED:
+            return "saved its work and left, as it was asked to"
+        case None:
+            return error_line or "its process could not be started"
+    if exit_code in _FAILURES:
+        return error_line or _FAILURES[ExitCode(exit_code)][1]
+    said = f": {error_line}" if error_line else ""
+    return f"crashed {_describe(exit_code)}{said}"
 
 
 def backoff_seconds(crashes: int, first_seconds: float, longest_seconds: float = 60.0) -> float:

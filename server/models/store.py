@@ -97,6 +97,10 @@ class ModelStore:
         """Whether the name of a model is taken, on disk or by an import under way."""
         return name in self._importing or self._catalog.has(name)
 
+    def loaded_folders(self) -> set[Path]:
+        """Folders whose weights are in memory: of models, and of checkpoints used as models."""
+        return self._memory.loaded_folders()
+
     async def list(self) -> list[ModelInfo]:
         """Every model on disk, newest first."""
         return [self._info(*found) for found in await asyncio.to_thread(self._catalog.list)]

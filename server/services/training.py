@@ -3,6 +3,7 @@
 Contract: protos/nanogpt/v1/training.proto. Methods that are not here answer UNIMPLEMENTED.
 """
 
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
@@ -23,9 +24,11 @@ from protos.nanogpt.v1 import models_pb2
 from protos.nanogpt.v1 import training_pb2 as pb
 from protos.nanogpt.v1 import training_pb2_grpc as pb_grpc
 from server.errors import InvalidArgument, NotFound
+from server.jobs.checkpoints import CheckpointInfo
 from server.jobs.job import Attempt, JobState, Standing
 from server.jobs.service import JobService, Report
 from server.jobs.submission import Submission
+from server.jobs.tail import Gap
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -53,19 +56,28 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
         if request.start_sequence < 0:
             problem = f"must be at least 0, got {request.start_sequence}"
             raise InvalidArgument([Violation("start_sequence", problem)])
+        max_behind = request.max_behind if request.HasField("max_behind") else None
+        if max_behind is not None and max_behind < 1:
+            raise InvalidArgument(
+                [Violation("max_behind", f"must be at least 1, got {max_behind}")]
+            )
         first = max(1, request.start_sequence)
-        async with self._jobs.follow(request.job_id, first) as subscription:
+        async with self._jobs.follow(request.job_id, first, max_behind) as subscription:
             while True:
                 news = await subscription.next(self._heartbeat_seconds)
                 if news is None:
                     return
                 if isinstance(news, Standing):
-                    await context.write(_state_change(news))
+                    change = _state_change(news)
+                    await context.write(
+                        pb.StreamMetricsResponse(time=change.time, state_change=change)
+                    )
                 elif not news:
                     await context.write(_heartbeat())
                 else:
                     for event in news:
-                        await context.write(_event(event))
+                        message = _skipped(event) if isinstance(event, Gap) else _event(event)
+                        await context.write(message)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         return pb.GetJobResponse(job=_job(await self._jobs.report(request.id)))
@@ -90,14 +102,40 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
     ) -> pb.CancelJobResponse:
         return pb.CancelJobResponse(job=_job(await self._jobs.cancel(request.id)))
 
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> pb.PauseJobResponse:
+        return pb.PauseJobResponse(job=_job(await self._jobs.pause(request.id)))
+
+    async def ResumeJob(
+        self, request: pb.ResumeJobRequest, context: Context
+    ) -> pb.ResumeJobResponse:
+        return pb.ResumeJobResponse(job=_job(await self._jobs.resume(request.id)))
+
     async def ListCheckpoints(
         self, request: pb.ListCheckpointsRequest, context: Context
     ) -> pb.ListCheckpointsResponse:
         found = await self._jobs.checkpoints(request.job_id)
-        best_step = found[0].best_step if found else None  # the newest one knows them all
-        return pb.ListCheckpointsResponse(
-            checkpoints=[_checkpoint(meta, meta.step == best_step) for meta in found]
-        )
+        return pb.ListCheckpointsResponse(checkpoints=[_checkpoint_info(info) for info in found])
+
+    async def PinCheckpoint(
+        self, request: pb.PinCheckpointRequest, context: Context
+    ) -> pb.PinCheckpointResponse:
+        pinned = request.pinned if request.HasField("pinned") else True
+        info = await self._jobs.pin_checkpoint(request.job_id, request.step, pinned)
+        return pb.PinCheckpointResponse(checkpoint=_checkpoint_info(info))
+
+    async def DeleteCheckpoint(
+        self, request: pb.DeleteCheckpointRequest, context: Context
+    ) -> pb.DeleteCheckpointResponse:
+        await self._jobs.delete_checkpoint(request.job_id, request.step)
+        return pb.DeleteCheckpointResponse()
+
+    async def StreamLogs(self, request: pb.StreamLogsRequest, context: Context) -> None:
+        pieces = self._jobs.logs(request.job_id, request.offset, request.follow)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                await context.write(
+                    pb.StreamLogsResponse(text=piece.text, next_offset=piece.next_offset)
+                )
 
 
 def _submission(request: pb.TrainRequest) -> Submission:
@@ -110,6 +148,7 @@ def _submission(request: pb.TrainRequest) -> Submission:
         preset=request.preset,
         config=config,
         request_id=request.request_id,
+        priority=request.priority,
     )
 
 
@@ -137,6 +176,8 @@ def _job(report: Report) -> pb.Job:
         start_time=_timestamp(job.start_time),
         end_time=_timestamp(job.end_time),
         attempts=[_attempt(attempt) for attempt in job.attempts],
+        history=[_state_change(standing) for standing in report.history],
+        priority=job.priority,
     )
 
 
@@ -151,6 +192,8 @@ def _attempt(attempt: Attempt) -> pb.Job.Attempt:
         start_time=_timestamp(attempt.start_time),
         end_time=_timestamp(attempt.end_time),
         exit_code=attempt.exit_code,
+        ending=attempt.ending,
+        first_step=attempt.first_step,
     )
 
 
@@ -162,12 +205,12 @@ def _reason(standing: Standing) -> str:
     return f"REASON_{standing.reason}"
 
 
-def _state_change(standing: Standing) -> pb.StreamMetricsResponse:
-    return pb.StreamMetricsResponse(
+def _state_change(standing: Standing) -> pb.StateChange:
+    return pb.StateChange(
+        state=_state(standing),
+        reason=_reason(standing),
+        error=standing.error,
         time=_timestamp(standing.since),
-        state_change=pb.StateChange(
-            state=_state(standing), reason=_reason(standing), error=standing.error
-        ),
     )
 
 
@@ -175,6 +218,13 @@ def _heartbeat() -> pb.StreamMetricsResponse:
     now = Timestamp()
     now.GetCurrentTime()
     return pb.StreamMetricsResponse(time=now, heartbeat=pb.Heartbeat())
+
+
+def _skipped(gap: Gap) -> pb.StreamMetricsResponse:
+    now = Timestamp()
+    now.GetCurrentTime()
+    skipped = pb.Skipped(first_sequence=gap.first_sequence, last_sequence=gap.last_sequence)
+    return pb.StreamMetricsResponse(time=now, skipped=skipped)
 
 
 def _event(event: Event) -> pb.StreamMetricsResponse:
@@ -216,6 +266,12 @@ def _checkpoint(found: CheckpointWritten | CheckpointMeta, is_best: bool) -> pb.
         size_bytes=found.size_bytes,
         create_time=_timestamp(found.create_time),
     )
+
+
+def _checkpoint_info(info: CheckpointInfo) -> pb.Checkpoint:
+    checkpoint = _checkpoint(info.meta, info.is_best)
+    checkpoint.is_pinned, checkpoint.is_loaded = info.is_pinned, info.is_loaded
+    return checkpoint
 
 
 def _timestamp(seconds: float | None) -> Timestamp | None:
