@@ -40,6 +40,7 @@ from server.interceptors import Gate, interceptor_chain
 from server.jobs.launcher import LocalLauncher
 from server.jobs.service import JobService
 from server.metrics import Metrics
+from server.models.monitor import ServingMonitor
 from server.models.runners import check_precision
 from server.models.store import ModelStore
 from server.pulse import beat
@@ -137,6 +138,7 @@ class App:
         self._describe()
         self.jobs.start()
         self._on_stop.push_async_callback(lambda: self.jobs.drain(self._grace.left_seconds))
+        self._on_stop.callback(self.monitor.close)
         self._on_stop.callback(self._gate.close)
         self._on_stop.callback(self.health.drain)
         for name in ("", *SERVICES):
@@ -167,6 +169,7 @@ class App:
             device=settings.device,
             precision=settings.precision,
         )
+        self.monitor = ServingMonitor(lambda: self.models.in_memory)
         try:
             self.jobs = await JobService.open(
                 settings.data_dir,
@@ -196,7 +199,7 @@ class App:
         server = create_server(chain, settings.max_deadline_seconds)
         inference = InferenceService(self.models, self._training_benchmark())
         add_InferenceServiceServicer_to_server(inference, server)
-        add_TrainingServiceServicer_to_server(TrainingService(self.jobs), server)
+        add_TrainingServiceServicer_to_server(TrainingService(self.jobs, self.monitor), server)
         add_ModelServiceServicer_to_server(ModelService(self.models), server)
         add_DatasetServiceServicer_to_server(DatasetService(self.datasets), server)
         add_HealthServicer_to_server(HealthService(self.health), server)

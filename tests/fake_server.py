@@ -271,6 +271,9 @@ class FakeServer(
 
     def StreamMetrics(self, request, context):
         self._receive(request, context)
+        if request.HasField("server"):
+            yield from self._serving_figures()
+            return
         running = training.StateChange(state=training.Job.STATE_RUNNING)
         yield training.StreamMetricsResponse(state_change=running)
         ending = self.breaks.popleft() if self.breaks else None
@@ -283,6 +286,26 @@ class FakeServer(
             self._hold(context)
         else:
             context.abort_with_status(ending.status)
+
+    def _serving_figures(self) -> Iterator[training.StreamMetricsResponse]:
+        """Two seconds of one model, of which the first was missed."""
+        spread = inference.Percentiles(p50=0.001, p95=0.002, p99=0.003)
+        busy = training.ModelFigures(
+            model="bard",
+            weight_version=2000,
+            running=3,
+            waiting=1,
+            generation_tokens_per_second=123.4,
+            time_to_first_token_seconds=spread,
+            inter_token_latency_seconds=spread,
+            kv_cache_usage_ratio=0.5,
+            memory_bytes=43_100_000,
+        )
+        for figures in (
+            training.ServingFigures(models=[busy], skipped=1),
+            training.ServingFigures(),
+        ):
+            yield training.StreamMetricsResponse(serving=figures)
 
     def GetJob(self, request, context):
         self._receive(request, context)

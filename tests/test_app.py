@@ -360,6 +360,30 @@ async def test_a_job_outlives_the_server_and_its_followers_are_sent_on(settings,
     await app.stop()
 
 
+async def test_who_watches_the_server_sees_its_models_and_is_sent_away_at_once(settings):
+    app = await App.start(settings)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:
+        request = training_pb2.StreamMetricsRequest(server=training_pb2.ServerSource())
+        watching = training_pb2_grpc.TrainingServiceStub(channel).StreamMetrics(request)
+        generating = inference_pb2.GenerateRequest(model="tiny", prompt="A")
+        async for _ in inference_pb2_grpc.InferenceServiceStub(channel).Generate(generating):
+            pass
+        while not (figures := (await watching.read()).serving).models:
+            pass
+        (tiny,) = figures.models
+        assert (tiny.model, tiny.weight_version, tiny.running, tiny.waiting) == ("tiny", 10, 0, 0)
+        assert tiny.memory_bytes > 0
+        spread = tiny.inter_token_latency_seconds
+        assert 0 < spread.p50 <= spread.p95 <= spread.p99
+        assert tiny.time_to_first_token_seconds.p50 > 0
+        stopping = asyncio.create_task(app.stop())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            while await watching.read():
+                pass
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await asyncio.wait_for(stopping, settings.drain_seconds / 2)
+
+
 async def create_dataset(channel, name: str) -> None:
     async def requests():
         yield datasets_pb2.CreateDatasetRequest(spec=datasets_pb2.DatasetSpec(name=name))

@@ -19,6 +19,7 @@ from google.rpc import error_details_pb2 as details_pb
 
 from client.cli import main
 from client.commands import figures
+from client.commands.events import event_text
 from client.commands.output import as_json
 from client.commands.prepare import dataset_name
 from client.exit_code import ExitCode
@@ -34,9 +35,11 @@ from protos.nanogpt.v1.training_pb2 import (
     Job,
     ListJobsRequest,
     PauseJobRequest,
+    Skipped,
     StateChange,
     StreamLogsRequest,
     StreamMetricsRequest,
+    StreamMetricsResponse,
     TrainRequest,
 )
 
@@ -614,6 +617,29 @@ def test_checkpoints_pin_unpin_delete(server, run):
     assert run("delete-checkpoint", "j1", "20")[:2] == (0, deleted)
     code, _, err = run("pin", "j1", "newest")
     assert (code, "STEP must be a whole number" in err) == (2, True)
+
+
+def test_watch_shows_how_models_are_doing(server, run):
+    code, out, _ = run("watch", "--serving")
+    assert code == 0
+    missed, figures, idle = out.splitlines()
+    assert missed == "too slow for 1 second: left out"
+    assert figures == (
+        "bard@2,000  3 running, 1 waiting  123 tokens/s  first token 1.0/2.0/3.0 ms  "
+        "gap 1.0/2.0/3.0 ms  KV cache 50.0 %  43.1 MB"
+    )
+    assert idle == "no model is loaded"
+    shown = objects(run("watch", "--serving", "--json")[1])
+    assert [len(line["serving"]["models"]) for line in shown] == [1, 0]
+    code, _, err = run("watch")
+    assert (code, "JOB" in err) == (2, True)
+
+
+def test_watch_says_what_it_was_too_slow_for(server, run):
+    assert run("watch", "j1", "--max_behind=5")[0] == 0
+    assert server.asked(StreamMetricsRequest)[-1].max_behind == 5
+    skipped = StreamMetricsResponse(skipped=Skipped(first_sequence=3, last_sequence=1200))
+    assert event_text(skipped, MAX_ITERS) == "too slow for events 3 to 1,200: left out"
 
 
 def test_train_takes_a_priority(server, run):

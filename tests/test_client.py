@@ -259,6 +259,11 @@ def test_logs(server, use):
     assert [piece.text for piece in pieces] == ["one\n", "two\n"]
 
 
+def test_serving_figures(server, use):
+    figures = use.all(server.address, lambda c: c.watch_serving())
+    assert [len(event.serving.models) for event in figures] == [1, 0]
+
+
 def test_logs_resume_where_they_broke(server, use):
     gone = rich_status(grpc.StatusCode.UNAVAILABLE, "stopping")
     server.breaks.append(Break(after=1, status=gone))

@@ -43,6 +43,7 @@ from server.jobs.publication import publish_best
 from server.jobs.service import JobService
 from server.jobs.submission import Submission
 from server.metrics import Metrics
+from server.models.monitor import ServingMonitor
 from server.services.training import TrainingService
 
 Code = grpc.StatusCode
@@ -79,7 +80,9 @@ async def serving(
 ) -> AsyncIterator[Server]:
     jobs = await open_jobs(data_dir, launcher, **options)
     server = grpc.aio.server(interceptors=interceptor_chain(Metrics(), Gate(), 60))
-    pb_grpc.add_TrainingServiceServicer_to_server(TrainingService(jobs, heartbeat_seconds), server)
+    pb_grpc.add_TrainingServiceServicer_to_server(
+        TrainingService(jobs, ServingMonitor(lambda: []), heartbeat_seconds), server
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     jobs.start()

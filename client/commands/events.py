@@ -33,6 +33,9 @@ def event_text(event: StreamMetricsResponse, max_iters: int) -> str:
             return f"step {count(written.step)}: checkpoint of {size(written.size_bytes)}"
         case "sample":
             return f"step {count(event.sample.step)}: wrote {event.sample.text!r}"
+        case "skipped":
+            first, last = event.skipped.first_sequence, event.skipped.last_sequence
+            return f"too slow for events {count(first)} to {count(last)}: left out"
         case "state_change":
             return f"state: {state_change_text(event.state_change)}"
     return ""

@@ -64,12 +64,14 @@ def _print_line(event: StreamMetricsResponse, max_iters: int) -> None:
         print(text, flush=True)
 
 
-def follow(client: Client, job: Job, start_sequence: int, as_json: bool) -> ExitCode:
+def follow(
+    client: Client, job: Job, start_sequence: int, as_json: bool, max_behind: int | None = None
+) -> ExitCode:
     """Shows a job's events until it ends. Ctrl-C stops showing them; the job goes on."""
     last = StateChange(state=job.state)
     try:
         with _view(job.config.max_iters, as_json) as show:
-            for event in client.watch(job.id, start_sequence):
+            for event in client.watch(job.id, start_sequence, max_behind=max_behind):
                 show(event)
                 if event.HasField("state_change"):
                     last = event.state_change

@@ -120,8 +120,14 @@ WATCH = Command(
     "watch",
     "Follows a job from its first event, or from a later one, until it ends.",
     "training:watch",
-    (Argument("JOB", "id of the job"),),
-    (Key("start_sequence", INT64, 1, "Number of the first event to show."), *CALL_KEYS),
+    (Argument("JOB", "id of the job; needed without --serving", False),),
+    (
+        Key("start_sequence", INT64, 1, "Number of the first event to show."),
+        Key("max_behind", INT32, None, "Leave out step events when this many are waiting."),
+        Key("serving", BOOL, False, "Show how the server's models are doing, once a second."),
+        *CALL_KEYS,
+    ),
+    ("watch 0123", "watch --serving"),
 )
 
 SAMPLE = Command(

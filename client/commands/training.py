@@ -2,11 +2,12 @@
 
 from typing import cast
 
-from client.arguments import Options
+from client.arguments import Options, UsageError
 from client.commands.connection import connect
 from client.commands.figures import count
 from client.commands.follow import follow, how_to_go_on
 from client.commands.output import print_json
+from client.commands.serving import watch_serving
 from client.commands.train_keys import TRAIN_KEYS
 from client.exit_code import ExitCode
 from client.requests import ConfigValue
@@ -35,10 +36,15 @@ def train(options: Options) -> ExitCode:
 
 
 def watch(options: Options) -> ExitCode:
+    if options.flag("serving"):
+        return watch_serving(options)
+    if not options.arguments:
+        raise UsageError("watch needs JOB, the id of a job, or --serving")
     with connect(options) as client:
         job = client.job(options.arguments[0])
         start_sequence = cast(int, options["start_sequence"])
-        return follow(client, job, start_sequence, options.flag("json"))
+        max_behind = cast(int | None, options["max_behind"])
+        return follow(client, job, start_sequence, options.flag("json"), max_behind)
 
 
 def _queued_text(job: Job) -> str:

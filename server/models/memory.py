@@ -151,9 +151,10 @@ class ModelMemory:
             if slot.reference.partition("@")[0] == name and slot.state is not ModelState.UNLOADED
         ]
 
-    def loaded_folders(self) -> set[Path]:
-        """Folders whose weights are in memory."""
-        return {model.ref.folder for model in self._in_memory}
+    @property
+    def in_memory(self) -> list[LoadedModel]:
+        """The models in memory, those included that only finish their last requests."""
+        return list(self._in_memory)
 
     @asynccontextmanager
     async def acquire(self, reference: str, field: str) -> AsyncIterator[LoadedModel]:

@@ -99,7 +99,12 @@ class ModelStore:
 
     def loaded_folders(self) -> set[Path]:
         """Folders whose weights are in memory: of models, and of checkpoints used as models."""
-        return self._memory.loaded_folders()
+        return {model.ref.folder for model in self._memory.in_memory}
+
+    @property
+    def in_memory(self) -> list[LoadedModel]:
+        """The models in memory."""
+        return self._memory.in_memory
 
     async def list(self) -> list[ModelInfo]:
         """Every model on disk, newest first."""

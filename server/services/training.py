@@ -1,4 +1,4 @@
-"""TrainingService: wire <-> JobService, and nothing else.
+"""TrainingService: wire <-> JobService and ServingMonitor, and nothing else.
 
 Contract: protos/nanogpt/v1/training.proto. Methods that are not here answer UNIMPLEMENTED.
 """
@@ -20,7 +20,7 @@ from nanogpt.training.events import (
     Sample,
     StepMetrics,
 )
-from protos.nanogpt.v1 import models_pb2
+from protos.nanogpt.v1 import inference_pb2, models_pb2
 from protos.nanogpt.v1 import training_pb2 as pb
 from protos.nanogpt.v1 import training_pb2_grpc as pb_grpc
 from server.errors import InvalidArgument, NotFound
@@ -29,6 +29,8 @@ from server.jobs.job import Attempt, JobState, Standing
 from server.jobs.service import JobService, Report
 from server.jobs.submission import Submission
 from server.jobs.tail import Gap
+from server.models.monitor import ModelFigures, ServingFigures, ServingMonitor
+from server.serving.figures import Percentiles
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -45,39 +47,24 @@ COMPILE_SWITCHES = {"true": "on", "false": "off"}
 class TrainingService(pb_grpc.TrainingServiceServicer):
     """Queues training jobs and reports their progress."""
 
-    def __init__(self, jobs: JobService, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+    def __init__(
+        self,
+        jobs: JobService,
+        monitor: ServingMonitor,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
         self._jobs = jobs
+        self._monitor = monitor
         self._heartbeat_seconds = heartbeat_seconds
 
     async def Train(self, request: pb.TrainRequest, context: Context) -> pb.TrainResponse:
         return pb.TrainResponse(job=_job(await self._jobs.submit(_submission(request))))
 
     async def StreamMetrics(self, request: pb.StreamMetricsRequest, context: Context) -> None:
-        if request.start_sequence < 0:
-            problem = f"must be at least 0, got {request.start_sequence}"
-            raise InvalidArgument([Violation("start_sequence", problem)])
-        max_behind = request.max_behind if request.HasField("max_behind") else None
-        if max_behind is not None and max_behind < 1:
-            raise InvalidArgument(
-                [Violation("max_behind", f"must be at least 1, got {max_behind}")]
-            )
-        first = max(1, request.start_sequence)
-        async with self._jobs.follow(request.job_id, first, max_behind) as subscription:
-            while True:
-                news = await subscription.next(self._heartbeat_seconds)
-                if news is None:
-                    return
-                if isinstance(news, Standing):
-                    change = _state_change(news)
-                    await context.write(
-                        pb.StreamMetricsResponse(time=change.time, state_change=change)
-                    )
-                elif not news:
-                    await context.write(_heartbeat())
-                else:
-                    for event in news:
-                        message = _skipped(event) if isinstance(event, Gap) else _event(event)
-                        await context.write(message)
+        if request.WhichOneof("source") == "server":
+            await self._stream_serving(context)
+        else:
+            await self._stream_job(request, context)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         return pb.GetJobResponse(job=_job(await self._jobs.report(request.id)))
@@ -136,6 +123,40 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
                 await context.write(
                     pb.StreamLogsResponse(text=piece.text, next_offset=piece.next_offset)
                 )
+
+    async def _stream_job(self, request: pb.StreamMetricsRequest, context: Context) -> None:
+        max_behind = request.max_behind if request.HasField("max_behind") else None
+        found = []
+        if request.start_sequence < 0:
+            problem = f"must be at least 0, got {request.start_sequence}"
+            found.append(Violation("start_sequence", problem))
+        if max_behind is not None and max_behind < 1:
+            found.append(Violation("max_behind", f"must be at least 1, got {max_behind}"))
+        if found:
+            raise InvalidArgument(found)
+        first = max(1, request.start_sequence)
+        async with self._jobs.follow(request.job_id, first, max_behind) as subscription:
+            while True:
+                news = await subscription.next(self._heartbeat_seconds)
+                if news is None:
+                    return
+                if isinstance(news, Standing):
+                    change = _state_change(news)
+                    await context.write(
+                        pb.StreamMetricsResponse(time=change.time, state_change=change)
+                    )
+                elif not news:
+                    await context.write(_heartbeat())
+                else:
+                    for event in news:
+                        message = _skipped(event) if isinstance(event, Gap) else _event(event)
+                        await context.write(message)
+
+    async def _stream_serving(self, context: Context) -> None:
+        measured = self._monitor.follow()
+        async with aclosing(measured):
+            async for figures in measured:
+                await context.write(_serving(figures))
 
 
 def _submission(request: pb.TrainRequest) -> Submission:
@@ -225,6 +246,35 @@ def _skipped(gap: Gap) -> pb.StreamMetricsResponse:
     now.GetCurrentTime()
     skipped = pb.Skipped(first_sequence=gap.first_sequence, last_sequence=gap.last_sequence)
     return pb.StreamMetricsResponse(time=now, skipped=skipped)
+
+
+def _serving(figures: ServingFigures) -> pb.StreamMetricsResponse:
+    models = [_model_figures(model) for model in figures.models]
+    return pb.StreamMetricsResponse(
+        time=_timestamp(figures.time),
+        serving=pb.ServingFigures(models=models, skipped=figures.skipped),
+    )
+
+
+def _model_figures(model: ModelFigures) -> pb.ModelFigures:
+    engine = model.engine
+    return pb.ModelFigures(
+        model=model.reference,
+        weight_version=model.weight_version,
+        running=engine.running,
+        waiting=engine.waiting,
+        prompt_tokens_per_second=model.prompt_tokens_per_second,
+        generation_tokens_per_second=model.generation_tokens_per_second,
+        time_to_first_token_seconds=_percentiles(engine.time_to_first_token),
+        inter_token_latency_seconds=_percentiles(engine.inter_token_latency),
+        kv_cache_usage_ratio=engine.kv_cache_usage_ratio,
+        prefix_cache_hit_ratio=model.prefix_cache_hit_ratio,
+        memory_bytes=model.memory_bytes,
+    )
+
+
+def _percentiles(found: Percentiles | None) -> inference_pb2.Percentiles | None:
+    return None if found is None else inference_pb2.Percentiles(**asdict(found))
 
 
 def _event(event: Event) -> pb.StreamMetricsResponse:

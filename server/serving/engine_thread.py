@@ -26,6 +26,7 @@ from nanogpt.inference.request import Request
 from server.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from server.metrics import Metrics
 from server.serving.drain_rate import DrainRate
+from server.serving.figures import Meter
 from server.serving.request_stream import RequestStream
 from server.serving.serving_record import ServingRecord
 
@@ -111,6 +112,11 @@ class EngineThread:
     def heartbeat_age_seconds(self) -> float:
         """Time since the thread last began a step or a wait; grows without end if it hangs."""
         return time.monotonic() - self._heartbeat
+
+    @property
+    def meter(self) -> Meter:
+        """What the engine does right now."""
+        return self._record.meter
 
     @property
     def has_ended(self) -> bool:

@@ -7,6 +7,7 @@ replace old ones; both add up, and an idle engine adds exactly 0.
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
 from server.metrics import Metrics
+from server.serving.figures import Meter
 from server.serving.request_stream import RequestClock
 
 KV_USAGE_GRAIN = 1 << 20
@@ -28,6 +29,7 @@ class ServingRecord:
         self._batch_size = metrics.batch_size.labels(model=model)
         self._iteration_tokens = metrics.iteration_tokens.labels(model=model)
         self._load = (0, 0, 0.0)
+        self.meter = Meter()
 
     def load(self, running: int, waiting: int, kv_usage: float) -> None:
         """What the engine holds now: sequences in the batch, in the queue, share of the cache."""
@@ -38,6 +40,7 @@ class ServingRecord:
             if new != old:
                 gauge.inc(new - old)
         self._load = now
+        self.meter.load = (running, waiting, kv_usage)
 
     def step(self, batch_size: int, num_tokens: int) -> None:
         """One forward pass over `num_tokens` tokens of `batch_size` sequences."""
@@ -54,6 +57,7 @@ class ServingRecord:
             clock.started_at - clock.received_at
         )
         self._metrics.prompt_tokens_total.labels(model=self._model).inc(prompt_tokens)
+        self.meter.prompt_tokens += prompt_tokens
 
     def prefilled(self, request: Request, cached_tokens: int) -> None:
         """A prompt was computed, but for what the prefix cache held of it."""
@@ -62,6 +66,8 @@ class ServingRecord:
             self._metrics.prefix_cache_queries_total.labels(model=self._model).inc(looked_up)
             self._metrics.prefix_cache_hits_total.labels(model=self._model).inc(cached_tokens)
             self._metrics.prompt_tokens_cached_total.labels(model=self._model).inc(cached_tokens)
+            self.meter.looked_up_tokens += looked_up
+            self.meter.cached_tokens += cached_tokens
 
     def tokens(self, clock: RequestClock, delta: Delta, now: float) -> None:
         """Tokens of one sample came: one observation of the gap for each of them."""
@@ -69,11 +75,14 @@ class ServingRecord:
         is_first = not clock.num_tokens
         gap = clock.samples[delta.sample_index].count(num_tokens, now)
         self._generation_tokens.inc(num_tokens)
+        self.meter.generated_tokens += num_tokens
         if gap is not None:
+            self.meter.inter_token_latency.add(gap / num_tokens, now, num_tokens)
             for _ in range(num_tokens):
                 self._inter_token_latency.observe(gap / num_tokens)
         if is_first:
             model = self._model
+            self.meter.time_to_first_token.add(now - clock.received_at, now)
             self._metrics.time_to_first_token_seconds.labels(model=model).observe(
                 now - clock.received_at
             )
