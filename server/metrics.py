@@ -162,6 +162,15 @@ class Metrics:
         self.prefix_cache_hits_total = self._counter(
             "prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", "model"
         )
+        self.spec_decode_drafts_total = self._counter(
+            "spec_decode_drafts_total", "Times that tokens were guessed ahead.", "model"
+        )
+        self.spec_decode_draft_tokens_total = self._counter(
+            "spec_decode_draft_tokens_total", "Tokens guessed ahead.", "model"
+        )
+        self.spec_decode_accepted_tokens_total = self._counter(
+            "spec_decode_accepted_tokens_total", "Tokens guessed ahead and right.", "model"
+        )
         self.generation_tokens_total = self._counter(
             "generation_tokens_total", "Tokens sampled.", "model"
         )

@@ -51,12 +51,20 @@ def request(
     num_samples: int = 1,
     logprobs: bool = False,
     top_logprobs: int = 0,
+    prompt_logprobs: int | None = None,
     **stopping: Any,
 ) -> Request:
     stopping = {"max_new_tokens": 12, **stopping}
     ids = TOKENIZER.encode(prompt)
     return Request(
-        id, ids, sampling, StoppingParams(**stopping), num_samples, logprobs, top_logprobs
+        id,
+        ids,
+        sampling,
+        StoppingParams(**stopping),
+        num_samples,
+        logprobs,
+        top_logprobs,
+        prompt_logprobs,
     )
 
 
@@ -72,6 +80,7 @@ class Transcript:
     def __init__(self) -> None:
         self.started: list[str] = []
         self.cached: dict[str, int] = {}
+        self.prompt_logprobs: dict[str, list[TokenLogprob]] = {}
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.text: dict[tuple[str, int], str] = {}
         self.logprobs: dict[tuple[str, int], list[TokenLogprob]] = {}
@@ -92,6 +101,7 @@ class Transcript:
             if isinstance(event, Prefilled):
                 assert event.request_id not in self.cached
                 self.cached[event.request_id] = event.cached_tokens
+                self.prompt_logprobs[event.request_id] = event.prompt_logprobs
                 continue
             assert event.request_id in self.cached
             key = (event.request_id, event.sample_index)
@@ -311,6 +321,118 @@ def test_a_new_engine_knows_nothing_of_an_old_one(model: GPT) -> None:
     """The cache of one set of weights is gone with its engine."""
     for _ in range(2):
         assert run(model, request("r", "the same prompt")).cached == {"r": 0}
+
+
+# Guessing ahead
+
+
+REPETITIVE = "the cat sat the cat sat "
+
+
+@pytest.mark.parametrize("overflow", ["roll", "stop", "exact"])
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.3])
+def test_guesses_change_nothing(model: GPT, temperature: float, overflow: str) -> None:
+    """Whatever else acts on tokens: penalties, stop strings, minima, the edge of the window."""
+    sampling = SamplingParams(temperature, presence_penalty=0.5, top_k=3, repetition_penalty=0.8)
+    requests = [
+        request(
+            str(index),
+            REPETITIVE[index : index + BLOCK_SIZE - 4],
+            replace(sampling, seed=index),
+            num_samples=1 + index % 2,
+            logprobs=True,
+            max_new_tokens=3 * BLOCK_SIZE,
+            context_overflow=overflow,
+            stop_strings=("tt",) if index % 3 == 1 else (),
+            min_new_tokens=index,
+        )
+        for index in range(5)
+    ]
+    plain = run(model, *requests)
+    guessed = [replace(each, max_draft_tokens=3 + number) for number, each in enumerate(requests)]
+    found = run(model, *guessed)
+    assert found.tokens == plain.tokens and found.text == plain.text
+    for key, logprobs in plain.logprobs.items():
+        for ours, theirs in zip(found.logprobs[key], logprobs, strict=True):
+            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+    assert sum(each.drafted_tokens for each in found.finished.values()) > 5
+    for key, finished in found.finished.items():
+        assert 0 <= finished.accepted_tokens <= finished.drafted_tokens
+        end = replace(finished, drafted_tokens=0, accepted_tokens=0)
+        assert end == plain.finished[key]
+
+
+def test_right_guesses_spare_steps(model: GPT) -> None:
+    """A text that repeats itself: several tokens a step, in one event."""
+    loop = SamplingParams(temperature=0, repetition_penalty=0.01)  # what was said is said again
+    wanted = request("r", "abcabcabcabc", loop, max_new_tokens=12)
+    plain = run(model, wanted)
+    engine, transcript = engine_of(model), Transcript()
+    engine.add(replace(wanted, max_draft_tokens=4))
+    results = []
+    while engine.has_work():
+        results.append(engine.step())
+        transcript.read(results[-1].events)
+    assert transcript.tokens == plain.tokens
+    assert len(results) <= 6
+    finished = transcript.finished["r", 0]
+    assert finished.accepted_tokens == sum(result.accepted_tokens for result in results) >= 6
+    assert finished.drafted_tokens == sum(result.drafted_tokens for result in results)
+    deltas = [e for result in results for e in result.events if isinstance(e, Delta)]
+    assert len(deltas) == len(results)
+    assert max(result.decode_tokens for result in results) == 5  # one and four guesses
+
+
+# Log-probabilities of prompts
+
+
+@torch.inference_mode()
+def expected_logprobs(model: GPT, tokens: list[int]) -> list[float]:
+    """Of all tokens but the first."""
+    logits = model.lm_head(model.hidden(torch.tensor([tokens[:-1]])))[0]
+    raw = logits[:, : TOKENIZER.vocab_size].log_softmax(-1)
+    return [float(row[token]) for row, token in zip(raw, tokens[1:], strict=True)]
+
+
+@pytest.mark.parametrize("prefill_chunk_tokens", [5, 256])
+def test_logprobs_of_a_prompt(model: GPT, prefill_chunk_tokens: int) -> None:
+    """Those of the plain model, from the first chunk to the last; the answer stays the same."""
+    plain = request("r", "a prompt of some letters", SAMPLED, num_samples=2)
+    wanted = replace(plain, prompt_logprobs=3)
+    before = request("before", "a prompt of some")  # the prefix cache has a part of it
+    engine = engine_of(model, prefill_chunk_tokens=prefill_chunk_tokens)
+    transcript = Transcript()
+    for each in (before, wanted):
+        engine.add(each)
+        while engine.has_work():
+            transcript.read(engine.step().events)
+    found = transcript.prompt_logprobs["r"]
+    assert [each.token_id for each in found] == plain.prompt_ids[1:]
+    expected = expected_logprobs(model, plain.prompt_ids)
+    assert [each.logprob for each in found] == pytest.approx(expected, abs=1e-4)
+    assert all(len(each.top) == 3 and each.rank >= 1 for each in found)
+    alone = run(model, plain)
+    assert alone.tokens == {key: transcript.tokens[key] for key in alone.tokens}
+    assert transcript.cached["r"] == 0 and alone.prompt_logprobs == {"r": []}
+
+
+@pytest.mark.parametrize("length", [2, 3, BLOCK_SIZE, BLOCK_SIZE + 1, BLOCK_SIZE + 2, 3 * 24 + 7])
+def test_a_text_of_any_length_is_scored(model: GPT, length: int) -> None:
+    """In windows of block_size that begin afresh, beside somebody who generates."""
+    tokens = TOKENIZER.encode("".join(prompts(2, length, seed=length))[:length])
+    tokens += [3] * (length - len(tokens))
+    score = request("score", prompt_logprobs=0, max_new_tokens=1)
+    score = replace(score, prompt_ids=tokens, scores_only=True)
+    beside = request("beside", "abc", SAMPLED, max_new_tokens=30)
+    found = run(model, beside, score, prefill_chunk_tokens=10)
+    expected: list[float] = []
+    for start in range(0, length - 1, BLOCK_SIZE):
+        expected += expected_logprobs(model, tokens[start : start + BLOCK_SIZE + 1])
+    logprobs = found.prompt_logprobs["score"]
+    assert [each.token_id for each in logprobs] == tokens[1:]
+    assert [each.logprob for each in logprobs] == pytest.approx(expected, abs=1e-4)
+    assert ("score", 0) not in found.tokens and ("score", 0) in found.finished
+    assert found.tokens["beside", 0] == run(model, beside).tokens["beside", 0]
 
 
 # What comes back

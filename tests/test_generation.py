@@ -51,7 +51,14 @@ GENERATE_REQUESTS = messages(
         include_stop_string=st.booleans(),
         context_overflow=st.sampled_from([0, 1, 2, 3, 4, -1]),
     ),
-    response=messages(pb.ResponseOptions, logprobs=st.booleans(), top_logprobs=st.integers(-1, 21)),
+    response=messages(
+        pb.ResponseOptions,
+        logprobs=st.booleans(),
+        top_logprobs=st.integers(-1, 21),
+        prompt_logprobs=st.integers(-1, 21),
+        echo=st.booleans(),
+    ),
+    max_draft_tokens=st.integers(-1, 17),
     num_samples=st.integers(0, 3),
     priority=st.integers(-101, 101),
     use_prefix_cache=st.booleans(),
@@ -62,11 +69,12 @@ GENERATE_REQUESTS = messages(
 @given(GENERATE_REQUESTS)
 def test_a_message_becomes_a_request_that_runs_or_names_its_faults(message):
     try:
-        request = request_from_pb(message, CONFIG, TOKENIZER)
+        request, echo = request_from_pb(message, CONFIG, TOKENIZER)
     except InvalidArgument as refused:
         fields = [violation.field for violation in refused.violations]
         assert fields and len(set(fields)) == len(fields)
         return
+    assert echo == (TOKENIZER.decode(request.prompt_ids) if message.response.echo else None)
     if request.stopping.max_new_tokens > 4:
         return  # valid, and long
     engine, ended = Engine(tiny_runner(num_slots=2), TOKENIZER), 0

@@ -82,13 +82,14 @@ async def test_a_stream_from_start_to_end(folder):
         answer = await generate(server, generate_request(12))
         started, last = answer.started, answer.last
         assert started.request_id and started.model == "tiny" and started.weight_version == 10
-        assert started.prompt_tokens == 4
+        assert (started.prompt_tokens, started.precision) == (4, "float32")
         assert TOKENIZER.decode(answer.tokens()) == answer.text()
         assert last.reason == pb.FINISH_REASON_LENGTH and last.WhichOneof("stop") is None
         assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (4, 12)
         timings = last.timings
         assert 0 < timings.queue_seconds < timings.time_to_first_token_seconds
         assert timings.time_to_first_token_seconds < timings.total_seconds
+        assert 0 < timings.prefill_seconds < timings.time_to_first_token_seconds
         await until(lambda: is_idle(server))
 
 
@@ -530,7 +531,86 @@ async def test_gpt2_tokens_and_broken_utf8(tmp_path):
         assert "4480000" in found["token_ids"]  # more than a message may hold
 
 
-async def test_score_is_not_implemented(folder):
+async def test_a_text_is_scored(folder):
+    """As its prompt's log-probabilities say, and a long one in windows."""
     async with served(folder) as server:
+        text = "once upon a time there was"
+        scored = await server.inference.Score(pb.ScoreRequest(text=text, top_logprobs=2))
+        request = generate_request(1, prompt=text, response=pb.ResponseOptions(prompt_logprobs=2))
+        prompt_logprobs = (await generate(server, request)).started.prompt_logprobs
+        assert [logprob.logprob for logprob in scored.logprobs] == pytest.approx(
+            [logprob.logprob for logprob in prompt_logprobs], abs=1e-5
+        )
+        assert [logprob.token_id for logprob in scored.logprobs] == TOKENIZER.encode(text)[1:]
+        assert all(len(logprob.top) == 2 for logprob in scored.logprobs)
+        nats = -sum(logprob.logprob for logprob in scored.logprobs)
+        assert scored.loss == pytest.approx(nats / 25)
+        assert scored.perplexity == pytest.approx(math.exp(nats / 25))
+        assert scored.bits_per_byte == pytest.approx(nats / 25 / math.log(2))  # ASCII
+        assert scored.weight_version == 10
+
+        long = pb.ScoreRequest(token_ids=pb.TokenIds(ids=TOKENIZER.encode("abcd" * 100)))
+        scored = await server.inference.Score(long)
+        assert len(scored.logprobs) == 399
+        first, second = scored.logprobs[:64], scored.logprobs[64:128]  # they begin alike
+        assert [o.logprob for o in first] == pytest.approx([o.logprob for o in second])
+        await until(lambda: is_idle(server))
+
+
+async def test_what_cannot_be_scored_is_refused_field_by_field(folder):
+    async with served(folder, num_slots=1, max_waiting=0) as server:
+        for message, path, words in [
+            (pb.ScoreRequest(), "text", "must have 2 to 65536 tokens, got 0"),
+            (pb.ScoreRequest(text="a"), "text", "got 1"),
+            (pb.ScoreRequest(text="a~"), "text", "'~'"),
+            (pb.ScoreRequest(text="ab", top_logprobs=21), "top_logprobs", "got 21"),
+            (pb.ScoreRequest(text="a" * 20_000, top_logprobs=20), "text", "2 to 11904 tokens with"),
+            (pb.ScoreRequest(token_ids=pb.TokenIds(ids=[1, 99])), "token_ids[1]", "[0, 28)"),
+        ]:
+            found = violations(await refused(server.inference.Score(message)))
+            assert set(found) == {path} and words in found[path], found
+        holder = server.inference.Generate(generate_request(LONG))
+        await holder.read()
         error = await refused(server.inference.Score(pb.ScoreRequest(text="once")))
-        assert error.code() is Code.UNIMPLEMENTED
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert detail(error, error_details_pb2.RetryInfo) is not None
+        holder.cancel()
+
+
+async def test_the_prompt_comes_back_on_request(folder):
+    async with served(folder) as server:
+        plain = (await generate(server, generate_request(1))).started
+        assert not plain.prompt and not plain.prompt_token_ids and not plain.prompt_logprobs
+        echo = pb.ResponseOptions(echo=True)
+        started = (await generate(server, generate_request(1, response=echo))).started
+        assert started.prompt == "once" and not started.prompt_logprobs
+        assert list(started.prompt_token_ids) == TOKENIZER.encode("once")
+        unset = (await generate(server, pb.GenerateRequest(response=echo))).started
+        assert unset.prompt == "\n"
+        long = generate_request(1, prompt="a" * 65, response=pb.ResponseOptions(prompt_logprobs=0))
+        found = violations(await refused(server.inference.Generate(long)))
+        assert "takes at most 64" in found["prompt"]
+        too_long = generate_request(1, prompt="ab" * 1_001_000, response=echo)
+        assert set(violations(await refused(server.inference.Generate(too_long)))) == {
+            "response.echo"
+        }
+
+
+async def test_cached_and_guessed_tokens_are_counted(folder):
+    async with served(folder) as server:
+        text = "a cat a cat a cat a cat a"
+        plain = await generate(server, generate_request(40, prompt=text))
+        again = await generate(server, generate_request(40, prompt=text, max_draft_tokens=4))
+        afresh = await generate(server, generate_request(40, prompt=text, use_prefix_cache=False))
+        assert plain.tokens() == again.tokens() == afresh.tokens()
+        cached = [a.last.usage.cached_tokens for a in (plain, again, afresh)]
+        assert cached == [0, len(text) - 1, 0]
+        usage = again.last.usage
+        assert 0 <= usage.accepted_tokens <= usage.drafted_tokens > 0
+        assert not plain.last.usage.drafted_tokens
+        for name, count in (
+            ("spec_decode_draft_tokens_total", usage.drafted_tokens),
+            ("spec_decode_accepted_tokens_total", usage.accepted_tokens),
+        ):
+            assert sample(server.metrics, name, model="tiny") == count
+        assert sample(server.metrics, "spec_decode_drafts_total", model="tiny") > 0

@@ -43,5 +43,11 @@ async def test_a_request_is_visible(exposition: str) -> None:
     assert float(samples['nanogpt_generation_tokens_total{model="tiny"}']) == 8
     assert float(samples['nanogpt_time_to_first_token_seconds_count{model="tiny"}']) == 1
     assert float(samples['nanogpt_inter_token_latency_seconds_count{model="tiny"}']) == 7
+    for name in (
+        "prompt_tokens_cached_total",
+        "prefix_cache_queries_total",
+        "prefix_cache_hits_total",
+    ):
+        assert f'nanogpt_{name}{{model="tiny"}}' in samples
     assert float(samples['nanogpt_num_requests_running{model="tiny"}']) == 0
     assert samples["nanogpt_train_mfu_ratio"] == "NaN"  # nothing trains: unknown, not zero

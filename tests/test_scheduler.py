@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from nanogpt.config import SamplingParams, StoppingParams
 from nanogpt.inference.request import Request
-from nanogpt.inference.scheduler import Batch, Scheduler
+from nanogpt.inference.scheduler import Batch, Chunk, Scheduler
 from nanogpt.inference.sequence import Sequence
 from nanogpt.inference.waiting_queue import AGEING_STEPS
 from nanogpt.tokenizer import CharTokenizer
@@ -30,6 +30,8 @@ class FakeEngine:
         self.num_added = 0
         self.num_reused = 0
         self.has_tokens: set[str] = set()
+        self.num_accepted = 0
+        self.completed: list[Chunk] = []  # of the latest step
 
     def add(self, request: Request) -> None:
         for index in range(request.num_samples):
@@ -68,8 +70,9 @@ class FakeEngine:
             self.cache[copy.to_slot] = self.cache[copy.from_slot][: copy.num_tokens]
         slots = [chunk.sequence.slot for chunk in batch.chunks]
         assert len(set(slots)) == len(slots)
+        self.completed = [chunk for chunk in batch.chunks if chunk.completes]
         firsts: dict[str, list[int]] = {}
-        for sequence in batch.sampled:
+        for sequence in [chunk.sequence for chunk in self.completed]:
             if not sequence.num_sampled:
                 firsts.setdefault(sequence.request.id, []).append(sequence.sample_index)
         for id, indices in firsts.items():
@@ -79,6 +82,7 @@ class FakeEngine:
         for chunk in batch.chunks:
             sequence = chunk.sequence
             start, cached = sequence.window_start, sequence.num_cached
+            assert len(chunk.drafts) <= sequence.request.max_draft_tokens
             if not sequence.has_begun:
                 self.num_reused += sequence.num_reused
                 may_reuse = sequence.request.use_prefix_cache
@@ -86,15 +90,30 @@ class FakeEngine:
                 assert cached == sequence.num_reused or sequence.sample_index > 0
             kept = self.cache[sequence.slot][:cached]
             assert kept == sequence.tokens[start : start + cached]
-            self.cache[sequence.slot] = kept + sequence.next_tokens(chunk.num_tokens)
+            self.cache[sequence.slot] = kept + sequence.next_tokens(chunk.num_tokens) + chunk.drafts
             assert len(self.cache[sequence.slot]) <= BLOCK_SIZE
 
         self.scheduler.computed(batch)
-        for sequence in batch.sampled:
+        for chunk in self.completed:
+            sequence, finished = chunk.sequence, None
             assert sequence.num_uncached == 0
-            token_id = self.random.randrange(TOKENIZER.vocab_size)
-            _, finished = sequence.append(token_id)
-            if finished is not None:
+            if sequence.request.scores_only:
+                finished = True
+            for draft in [*chunk.drafts, None]:
+                if finished:
+                    break
+                token_id = self.random.randrange(3)
+                _, finished = sequence.append(token_id)
+                if token_id != draft:
+                    break
+                self.num_accepted += 1
+                if finished is None:
+                    sequence.computed(1)
+                    assert (
+                        self.cache[sequence.slot][: sequence.num_cached]
+                        == (sequence.tokens[sequence.window_start :])
+                    )
+            if finished:
                 self.scheduler.release(sequence)
                 self.finished.append((sequence.request.id, sequence.sample_index))
         self.scheduler.check()
@@ -127,18 +146,20 @@ def test_20_000_random_steps() -> None:
                 choose.randint(1, longest),
                 choose.choice([1, 1, 1, 2, 5]),
                 max_new_tokens=choose.choice([1, 5, 40]),
-                stop_token_ids=(0,) if choose.random() < 0.3 else (),
+                stop_token_ids=(2,) if choose.random() < 0.3 else (),
                 context_overflow=overflow,
             )
-            # of two tokens, so that many prompts begin alike
-            engine.add(
-                replace(
-                    new,
-                    prompt_ids=[choose.randrange(2) for _ in new.prompt_ids],
-                    priority=choose.choice([0, 0, 0, -1, 3]),
-                    use_prefix_cache=choose.random() < 0.8,
-                )
+            new = replace(
+                new,
+                # of two tokens, so that many prompts begin alike
+                prompt_ids=[choose.randrange(2) for _ in new.prompt_ids],
+                priority=choose.choice([0, 0, 0, -1, 3]),
+                use_prefix_cache=choose.random() < 0.8,
+                max_draft_tokens=choose.choice([0, 3]),
             )
+            if choose.random() < 0.1 and len(new.prompt_ids) > 1:
+                new = replace(new, num_samples=1, prompt_logprobs=0, scores_only=True)
+            engine.add(new)
             added[new.id] = new.num_samples
         if added and choose.random() < 0.03:
             gone = choose.choice([*list(added)[-12:], "unknown"])
@@ -153,6 +174,7 @@ def test_20_000_random_steps() -> None:
     samples = {(id, index) for id, count in added.items() for index in range(count)}
     assert {key for key in samples if key[0] not in cancelled} <= set(engine.finished)
     assert len(engine.finished) > 1000 and len(cancelled) > 200 and engine.num_reused > 2000
+    assert engine.num_accepted > 1000
 
 
 def test_who_begins_alike_computes_the_beginning_once() -> None:
@@ -196,7 +218,7 @@ def test_a_long_prompt_stalls_nobody() -> None:
         batch = engine.step()
         assert [chunk.sequence.request.id for chunk in batch.decodes] == ["stream"]
         assert [chunk.num_tokens for chunk in batch.prefills] in ([4], [3])
-    assert [s.request.id for s in batch.sampled] == ["stream", "long"]
+    assert [chunk.sequence.request.id for chunk in engine.completed] == ["stream", "long"]
 
 
 def test_prefill_takes_turns() -> None:

@@ -27,6 +27,8 @@ class Prefilled:
     request_id: str
     cached_tokens: int = 0
     """Tokens of the prompt that the prefix cache held."""
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """One for each prompt token but the first, if the request asked for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,17 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One sample is complete."""
+    """One sample is complete, or the text that was to be scored."""
 
     request_id: str
     sample_index: int
     reason: FinishReason
     stop_string: str | None = None
     stop_token_id: int | None = None
+    drafted_tokens: int = 0
+    """Tokens that were guessed ahead."""
+    accepted_tokens: int = 0
+    """Guesses that were right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +74,21 @@ Event = Started | Prefilled | Delta | Finished | Failed
 class StepResult:
     """What one step did."""
 
-    events: list[Event]
-    prefill_tokens: int
+    events: list[Event] = field(default_factory=list)
+    prefill_tokens: int = 0
     """Tokens computed in prefill chunks."""
-    decode_tokens: int
-    """Tokens computed one to a sequence."""
-    batch_size: int
+    decode_tokens: int = 0
+    """Tokens computed one to a sequence, and guesses after them."""
+    batch_size: int = 0
     """Sequences in the forward pass."""
+    drafts: int = 0
+    """Sequences for which tokens were guessed."""
+    drafted_tokens: int = 0
+    """Tokens that were guessed."""
+    accepted_tokens: int = 0
+    """Guesses that were right."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed."""
+        return self.prefill_tokens + self.decode_tokens

@@ -3,7 +3,7 @@
 Ranges that hold for every model are checked by SamplingParams and StoppingParams themselves.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,9 +13,15 @@ from nanogpt.config import InvalidConfig, ModelConfig, SamplingParams, StoppingP
 from nanogpt.inference.sampler import Ids
 from nanogpt.tokenizer import Tokenizer
 
-MAX_SAMPLES = 64
-MAX_PRIORITY = 100
-MAX_TOP_LOGPROBS = 20
+RANGES = {
+    "num_samples": (1, 64),
+    "top_logprobs": (0, 20),
+    "prompt_logprobs": (0, 20),
+    "priority": (-100, 100),
+    "max_draft_tokens": (0, 16),
+}
+"""Numbers of a request whose range no model changes."""
+
 MAX_LISTED_IDS = 16  # a prompt may hold a million bad ids; an error message may not
 
 
@@ -30,14 +36,27 @@ class Request:
     num_samples: int = 1
     logprobs: bool = False
     top_logprobs: int = 0
+    prompt_logprobs: int | None = None
+    """Alternatives to return with the log-probability of each prompt token but the first, None if
+    those are not wanted. All of the prompt is then computed, whatever the prefix cache holds."""
     priority: int = 0
     """Which goes first while several wait: the lowest."""
     use_prefix_cache: bool = True
     """Whether what earlier prompts computed may be used for this one."""
+    max_draft_tokens: int = 0
+    """Largest number of tokens to guess ahead by prompt lookup."""
+    scores_only: bool = False
+    """Samples nothing: `prompt_logprobs` of a text of any length is all that is wanted. What is
+    longer than block_size is scored in windows that begin afresh."""
 
     @property
     def wants_logprobs(self) -> bool:
         return self.logprobs or self.top_logprobs > 0
+
+    @property
+    def may_reuse(self) -> bool:
+        """Whether computed beginnings of the prompt may be taken from elsewhere."""
+        return self.use_prefix_cache and self.prompt_logprobs is None
 
     @cached_property
     def distinct_prompt_ids(self) -> Ids:
@@ -79,6 +98,14 @@ def validate_request(request: Request, model_config: ModelConfig, tokenizer: Tok
                 f"takes at most {limit}",
             )
         )
+    elif request.prompt_logprobs is not None and len(request.prompt_ids) > limit:
+        found.append(
+            Violation(
+                "prompt",
+                f"has {len(request.prompt_ids)} tokens; with response.prompt_logprobs this model "
+                f"takes at most {limit}",
+            )
+        )
     if stopping.min_new_tokens > 0 and _ends_everywhere(stopping, tokenizer):
         found.append(
             Violation(
@@ -86,22 +113,26 @@ def validate_request(request: Request, model_config: ModelConfig, tokenizer: Tok
                 "must be 0 if every token is a stop token: none is left to sample",
             )
         )
-    found += count_violations(request.num_samples, request.top_logprobs, request.priority)
+    found += number_violations(
+        {
+            "num_samples": request.num_samples,
+            "response.top_logprobs": request.top_logprobs,
+            "response.prompt_logprobs": request.prompt_logprobs or 0,
+            "priority": request.priority,
+            "max_draft_tokens": request.max_draft_tokens,
+        }
+    )
     if found:
         raise InvalidConfig(found)
 
 
-def count_violations(num_samples: int, top_logprobs: int, priority: int) -> list[Violation]:
-    """What is wrong with these numbers whatever the model."""
+def number_violations(numbers: Mapping[str, int]) -> list[Violation]:
+    """Which of these numbers, by path, are outside of RANGES."""
     found = []
-    if not 1 <= num_samples <= MAX_SAMPLES:
-        found.append(Violation("num_samples", f"must be in [1, {MAX_SAMPLES}], got {num_samples}"))
-    if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
-        problem = f"must be in [0, {MAX_TOP_LOGPROBS}], got {top_logprobs}"
-        found.append(Violation("response.top_logprobs", problem))
-    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        problem = f"must be in [{-MAX_PRIORITY}, {MAX_PRIORITY}], got {priority}"
-        found.append(Violation("priority", problem))
+    for path, number in numbers.items():
+        low, high = RANGES[path.removeprefix("response.")]
+        if not low <= number <= high:
+            found.append(Violation(path, f"must be in [{low}, {high}], got {number}"))
     return found
 
 

@@ -14,14 +14,22 @@ for each token (context overflow `exact`) cannot starve the others.
         batch = scheduler.schedule()
         ...compute it...
         scheduler.computed(batch)
-        ...append a token to each of batch.sampled, release those that are over...
+        ...append a token where a chunk completes, release those that are over...
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nanogpt.inference.free_slots import FreeSlots, shared_prefix
 from nanogpt.inference.sequence import Sequence
 from nanogpt.inference.waiting_queue import WaitingQueue
+
+SCORED_CHUNK_TOKENS = 64
+"""Most tokens of a chunk of which all have logits: those of a large vocabulary take as long to turn
+into log-probabilities as the network itself."""
+
+DRAFT_TOKENS_PER_STEP = 32
+"""Tokens to guess over all sequences: about as many as a step of few sequences has to spare, whose
+time is that of reading the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +38,20 @@ class Chunk:
 
     sequence: Sequence
     num_tokens: int
+    drafts: list[int] = field(default_factory=list)
+    """Guesses of what follows, computed with them to see whether they are right."""
 
     @property
     def completes(self) -> bool:
         """Whether nothing is left to compute after it, so that a token is sampled."""
         return self.num_tokens == self.sequence.num_uncached
+
+    @property
+    def num_logits(self) -> int:
+        """How many of its tokens need logits, counted from the last."""
+        if self.sequence.scores_prompt:
+            return self.num_tokens
+        return 1 + len(self.drafts) if self.completes else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +70,9 @@ class Batch:
     admitted: list[Sequence]
     copies: list[SlotCopy]
     decodes: list[Chunk]
-    """One token each, in order of admission: the first sample of a request before the others."""
+    """One token each and its guesses, in order of admission: a request's first sample first."""
     prefills: list[Chunk]
     """Several tokens each, in turn."""
-    sampled: list[Sequence]
-    """The sequences that get a token, in the order of decodes and prefills."""
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -107,22 +122,23 @@ class Scheduler:
                     # all but the last token, whose logits this sample needs itself
                     copies.append(self._copy(sibling, sequence, len(sequence.tokens) - 1))
             elif budget > 0:
-                if not sequence.has_begun and sequence.request.use_prefix_cache:
+                if not sequence.has_begun and sequence.request.may_reuse:
                     copies += self._reuse(sequence)
                 if sequence.num_uncached > 1:
-                    prefills.append(Chunk(sequence, min(budget, sequence.num_uncached)))
+                    most = min(budget, SCORED_CHUNK_TOKENS) if sequence.scores_prompt else budget
+                    prefills.append(Chunk(sequence, min(most, sequence.num_computable)))
                     budget -= prefills[-1].num_tokens
-        decodes = [
-            Chunk(sequence, 1) for sequence in self.running.values() if sequence.num_uncached == 1
-        ]
-        sampled = [chunk.sequence for chunk in decodes + prefills if chunk.completes]
-        return Batch(admitted, copies, decodes, prefills, sampled)
+        return Batch(admitted, copies, self._decodes(), prefills)
+
+    def _decodes(self) -> list[Chunk]:
+        decoding = [sequence for sequence in self.running.values() if sequence.num_uncached == 1]
+        most_drafts = DRAFT_TOKENS_PER_STEP // max(1, len(decoding))
+        return [Chunk(sequence, 1, sequence.draft(most_drafts)) for sequence in decoding]
 
     def computed(self, batch: Batch) -> None:
         """Records that the KV cache now holds the tokens of `batch`."""
         for chunk in batch.chunks:
-            chunk.sequence.num_cached += chunk.num_tokens
-            chunk.sequence.has_begun = True
+            chunk.sequence.computed(chunk.num_tokens)
         self._prefilling = {s: None for s in self._prefilling if s.num_uncached > 1}
 
     def release(self, sequence: Sequence, *, keep: bool = True) -> None:
@@ -168,7 +184,7 @@ class Scheduler:
         while self.waiting and self._free_slots:
             sequence = self.waiting.pop()
             reusable = None
-            if sequence.request.use_prefix_cache and self._sibling(sequence) is None:
+            if sequence.request.may_reuse and self._sibling(sequence) is None:
                 reusable = sequence.tokens[:-1]  # the last one's logits are needed
             sequence.slot, sequence.num_cached = self._free_slots.take(reusable)
             sequence.num_reused = sequence.num_cached

@@ -6,7 +6,9 @@ and the last one's logits choose the next token.
 """
 
 from nanogpt.inference.events import Finished, FinishReason
+from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.output_text import OutputText
+from nanogpt.inference.prompt_lookup import PromptLookup
 from nanogpt.inference.request import Request, ending_ids
 from nanogpt.inference.sampler import Row
 from nanogpt.tokenizer import Tokenizer
@@ -15,7 +17,8 @@ from nanogpt.tokenizer import Tokenizer
 class Sequence:
     """Tokens, the window on them, and the rules by which they end.
 
-    Between steps: 0 <= num_cached < window length <= block_size.
+    Between steps: 0 <= num_cached < window length <= block_size. Only a text that is scored is
+    longer than its window, which then moves on by its whole length.
     """
 
     def __init__(
@@ -27,12 +30,20 @@ class Sequence:
         """Where the KV cache keeps this sequence; None while waiting and once it is over."""
         self.tokens = request.prompt_ids[-block_size:]
         """The part of the prompt that the model sees, and what was sampled."""
+        if request.scores_only:
+            self.tokens = request.prompt_ids[:-1]  # nothing is asked about what follows the last
         self.window_start = 0
         self.num_cached = 0
         self.num_reused = 0
         """Tokens of the prompt that others had computed."""
         self.has_begun = False
         """Whether any of its tokens was computed."""
+        self.prompt_logprobs: list[TokenLogprob] = []
+        """Those computed so far, if the request asked for them."""
+        self.num_drafted = 0
+        """Tokens that were guessed."""
+        self.num_accepted = 0
+        """Guesses that were right."""
         stopping = request.stopping
         self.row = Row(
             request.sampling,
@@ -44,6 +55,7 @@ class Sequence:
         self._text = OutputText(tokenizer, stopping.stop_strings, stopping.include_stop_string)
         self._block_size = block_size
         self._end_of_text_id = None if stopping.ignore_end_of_text else tokenizer.end_of_text_id
+        self._lookup = PromptLookup() if request.max_draft_tokens else None
 
     @property
     def num_sampled(self) -> int:
@@ -51,8 +63,19 @@ class Sequence:
 
     @property
     def num_uncached(self) -> int:
-        """Tokens of the window still to compute."""
+        """Tokens still to compute."""
         return len(self.tokens) - self.window_start - self.num_cached
+
+    @property
+    def num_computable(self) -> int:
+        """Tokens that can be computed next: those to compute as far as the window has room."""
+        return min(self.num_uncached, self._block_size - self.num_cached)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are wanted, which it now computes."""
+        wanted = self.request.prompt_logprobs is not None
+        return wanted and self.sample_index == 0 and not self.num_sampled
 
     @property
     def cached_tokens(self) -> list[int]:
@@ -63,6 +86,33 @@ class Sequence:
         """The first `count` of the tokens still to compute."""
         start = self.window_start + self.num_cached
         return self.tokens[start : start + count]
+
+    def draft(self, most: int) -> list[int]:
+        """Guesses of what follows, at most this many; none that could not be kept, were it right.
+
+        The window must have no other token to compute than the last.
+        """
+        if self._lookup is None:
+            return []
+        room = self._block_size - len(self.tokens) + self.window_start
+        left = self.request.stopping.max_new_tokens - self.num_sampled - 1
+        most = min(most, self.request.max_draft_tokens, room, left)
+        return self._lookup.guess(self.tokens, most) if most > 0 else []
+
+    def checked(self, drafted: int, accepted: int) -> None:
+        """Of the tokens guessed, this many were right."""
+        self.num_drafted += drafted
+        self.num_accepted += accepted
+        if self._lookup is not None and drafted:
+            self._lookup.learn(drafted, accepted)
+
+    def computed(self, num_tokens: int) -> None:
+        """Records that the slot now holds the next `num_tokens` tokens."""
+        self.has_begun = True
+        self.num_cached += num_tokens
+        if self.num_cached == self._block_size and self.num_uncached:
+            self.window_start += self._block_size
+            self.num_cached = 0
 
     def append(self, token_id: int) -> tuple[str, Finished | None]:
         """Takes a sampled token: the text that became certain, and the end if this is it."""

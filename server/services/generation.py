@@ -9,15 +9,19 @@ from typing import Any, TypeVar
 from nanogpt.config import InvalidConfig, ModelConfig, SamplingParams, StoppingParams, Violation
 from nanogpt.inference.events import Delta, Finished, FinishReason
 from nanogpt.inference.logprobs import TokenLogprob
-from nanogpt.inference.request import Request, count_violations, validate_request
+from nanogpt.inference.request import Request, number_violations, validate_request
 from nanogpt.tokenizer import Tokenizer, UnknownCharacters
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.errors import InvalidArgument
+from server.models.loaded import LoadedModel
 from server.services.numbers import decimal
 from server.serving.request_stream import RequestStream, Timings
 
 SEED_BITS = 32
 """Of a seed that the server draws: enough to differ, few enough digits to type again."""
+
+MAX_ECHO_BYTES = 4_000_000
+"""A little less than the largest message that the server sends."""
 
 CONTEXT_OVERFLOW = {
     pb.CONTEXT_OVERFLOW_UNSPECIFIED: "roll",
@@ -38,8 +42,9 @@ P = TypeVar("P", SamplingParams, StoppingParams)
 
 def request_from_pb(
     message: pb.GenerateRequest, config: ModelConfig, tokenizer: Tokenizer
-) -> Request:
-    """The request, with a new id. Encodes the prompt: run it off the event loop.
+) -> tuple[Request, str | None]:
+    """The request, with a new id, and its prompt as text if an echo is wanted. Encodes the prompt:
+    run it off the event loop.
 
     Raises InvalidArgument naming every field that is wrong.
     """
@@ -48,16 +53,20 @@ def request_from_pb(
     found += wrong
     stopping, wrong = _stopping_from_pb(message.stopping)
     found += wrong
+    numbers = _numbers(message)
+    response = message.response
     request = Request(
         id=secrets.token_hex(8),  # the call's own id may be its caller's, and not unique
         prompt_ids=prompt_ids,
         sampling=sampling,
         stopping=stopping,
-        num_samples=_or_default(message, "num_samples", 1),
-        logprobs=message.response.logprobs,
-        top_logprobs=message.response.top_logprobs,
+        num_samples=numbers["num_samples"],
+        logprobs=response.logprobs,
+        top_logprobs=response.top_logprobs,
+        prompt_logprobs=response.prompt_logprobs if response.HasField("prompt_logprobs") else None,
         priority=message.priority,
-        use_prefix_cache=_or_default(message, "use_prefix_cache", True),
+        use_prefix_cache=not message.HasField("use_prefix_cache") or message.use_prefix_cache,
+        max_draft_tokens=message.max_draft_tokens,
     )
     try:
         validate_request(request, config, tokenizer)
@@ -65,7 +74,7 @@ def request_from_pb(
         found += error.violations
     if found:
         raise InvalidArgument(found)
-    return request
+    return request, _echo(request, tokenizer) if response.echo else None
 
 
 def prompt_tokens_at_most(message: pb.GenerateRequest) -> int:
@@ -78,24 +87,29 @@ def violations_of_any_model(message: pb.GenerateRequest) -> list[Violation]:
     """What is wrong with a request whatever the model."""
     _, sampling = _sampling_from_pb(message.sampling)
     _, stopping = _stopping_from_pb(message.stopping)
-    counts = count_violations(
-        _or_default(message, "num_samples", 1), message.response.top_logprobs, message.priority
-    )
-    return sampling + stopping + counts
+    return sampling + stopping + number_violations(_numbers(message))
 
 
 def started_to_pb(
-    request: Request, request_id: str, model: str, weight_version: int, precision: str
+    request: Request,
+    model: LoadedModel,
+    request_id: str,
+    echo: str | None,
+    prompt_logprobs: list[TokenLogprob],
 ) -> pb.GenerateResponse:
+    """The first message; `request_id` is the call's, `echo` the prompt if it is wanted."""
     return pb.GenerateResponse(
         started=pb.Started(
             request_id=request_id,
-            model=model,
-            weight_version=weight_version,
-            precision=precision,
+            model=model.name,
+            weight_version=model.weight_version,
+            precision=model.precision,
             prompt_tokens=len(request.prompt_ids),
             sampling=_sampling_to_pb(request.sampling),
             stopping=_stopping_to_pb(request.stopping),
+            prompt=echo,
+            prompt_token_ids=None if echo is None else request.prompt_ids,
+            prompt_logprobs=map(logprob_to_pb, prompt_logprobs),
         )
     )
 
@@ -106,7 +120,7 @@ def delta_to_pb(delta: Delta) -> pb.GenerateResponse:
             sample_index=delta.sample_index,
             text=delta.text,
             token_ids=delta.token_ids,
-            logprobs=[_logprob_to_pb(logprob) for logprob in delta.logprobs],
+            logprobs=[logprob_to_pb(logprob) for logprob in delta.logprobs],
         )
     )
 
@@ -123,6 +137,8 @@ def finished_to_pb(finished: Finished, whole: RequestStream | None) -> pb.Genera
         message.usage.prompt_tokens = whole.prompt_tokens
         message.usage.completion_tokens = whole.completion_tokens
         message.usage.cached_tokens = whole.cached_tokens
+        message.usage.drafted_tokens = whole.drafted_tokens
+        message.usage.accepted_tokens = whole.accepted_tokens
         message.timings.CopyFrom(_timings_to_pb(whole.timings))
     return pb.GenerateResponse(finished=message)
 
@@ -142,8 +158,25 @@ def _prompt_from_pb(
         return [0], [Violation("prompt", problem)]
 
 
-def _or_default(message: pb.GenerateRequest, field: str, default: Any) -> Any:
-    return getattr(message, field) if message.HasField(field) else default
+def _numbers(message: pb.GenerateRequest) -> dict[str, int]:
+    """Numbers of a request whose range no model changes, by path."""
+    return {
+        "num_samples": message.num_samples if message.HasField("num_samples") else 1,
+        "response.top_logprobs": message.response.top_logprobs,
+        "response.prompt_logprobs": message.response.prompt_logprobs,
+        "priority": message.priority,
+        "max_draft_tokens": message.max_draft_tokens,
+    }
+
+
+def _echo(request: Request, tokenizer: Tokenizer) -> str:
+    """The prompt's text. Raises InvalidArgument if text and tokens do not fit into one answer."""
+    text = tokenizer.decode(request.prompt_ids)
+    num_bytes = len(text.encode()) + pb.TokenIds(ids=request.prompt_ids).ByteSize()
+    if num_bytes > MAX_ECHO_BYTES:
+        problem = f"takes {num_bytes} bytes for this prompt; at most {MAX_ECHO_BYTES} are returned"
+        raise InvalidArgument([Violation("response.echo", problem)])
+    return text
 
 
 def _sampling_from_pb(message: pb.SamplingParams) -> tuple[SamplingParams, list[Violation]]:
@@ -216,7 +249,7 @@ def _stopping_to_pb(stopping: StoppingParams) -> pb.StoppingParams:
     )
 
 
-def _logprob_to_pb(logprob: TokenLogprob) -> pb.TokenLogprob:
+def logprob_to_pb(logprob: TokenLogprob) -> pb.TokenLogprob:
     return pb.TokenLogprob(
         token_id=logprob.token_id,
         logprob=logprob.logprob,

@@ -1,7 +1,7 @@
 """InferenceService: wire <-> models and benchmarks, and nothing else.
 
 Contract: protos/nanogpt/v1/inference.proto. Messages of Generate are in generation.py, those of
-Benchmark in benchmarks.py.
+Score in scores.py, those of Benchmark in benchmarks.py.
 """
 
 import asyncio
@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 
 from nanogpt.config import InvalidConfig, Violation
-from nanogpt.inference.events import Delta, Finished, Prefilled
+from nanogpt.inference.events import Delta, Finished, Prefilled, Started
+from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.tokenizer import UnknownCharacters, UnknownTokenId
 from protos.nanogpt.v1 import inference_pb2 as pb
 from protos.nanogpt.v1 import inference_pb2_grpc as pb_grpc
@@ -39,6 +40,7 @@ from server.services.generation import (
     started_to_pb,
     violations_of_any_model,
 )
+from server.services.scores import score_request_from_pb, score_to_pb, score_tokens_at_most
 from server.serving.request_stream import RequestStream
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -52,7 +54,7 @@ SLOW_READER_SECONDS = 30.0
 
 
 class InferenceService(pb_grpc.InferenceServiceServicer):
-    """Generates, tokenizes and measures. Score is not implemented."""
+    """Generates, scores, tokenizes and measures."""
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         async with self._model_for(request) as model:
             with model.engine.place(prompt_tokens_at_most(request), context.time_remaining()):
                 try:
-                    wanted = await asyncio.to_thread(
+                    wanted, echo = await asyncio.to_thread(
                         request_from_pb, request, model.model_config, model.tokenizer
                     )
                 except InvalidArgument:
@@ -79,11 +81,35 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                     raise
             stream = model.engine.submit(wanted, received_at=received_at)
             try:
-                await self._relay(stream, model, context)
+                await self._relay(stream, model, echo, context)
             finally:
                 remaining = context.time_remaining()
                 is_late = remaining is not None and remaining <= 0
                 stream.cancel("deadline" if is_late else "cancelled")
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        received_at = time.monotonic()
+        async with self._models.acquire(request.model) as model:
+            with model.engine.place(score_tokens_at_most(request), context.time_remaining()):
+                try:
+                    wanted = await asyncio.to_thread(
+                        score_request_from_pb, request, model.tokenizer
+                    )
+                except InvalidArgument:
+                    model.engine.reject("validation")
+                    raise
+            stream = model.engine.submit(wanted, received_at=received_at)
+            logprobs: list[TokenLogprob] = []
+            try:
+                while events := await stream.next():
+                    for event in events:
+                        if isinstance(event, Prefilled):
+                            logprobs = event.prompt_logprobs
+            finally:
+                stream.cancel()
+            return await asyncio.to_thread(
+                score_to_pb, logprobs, model.tokenizer, model.weight_version
+            )
 
     async def Benchmark(self, request: pb.BenchmarkRequest, context: Context) -> None:
         if request.WhichOneof("target") == "training":
@@ -160,27 +186,32 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         )
         await context.write(response)
 
-    async def _relay(self, stream: RequestStream, model: LoadedModel, context: Context) -> None:
+    async def _relay(
+        self, stream: RequestStream, model: LoadedModel, echo: str | None, context: Context
+    ) -> None:
         """Writes all events of a request, each as soon as the reader takes the one before."""
-        started = started_to_pb(
-            stream.request,
-            current_request_id(),
-            model.name,
-            model.weight_version,
-            model.precision,
-        )
+
+        def started(prompt_logprobs: list[TokenLogprob]) -> pb.GenerateResponse:
+            request_id = current_request_id()
+            return started_to_pb(stream.request, model, request_id, echo, prompt_logprobs)
+
+        waits_for_prompt = stream.request.prompt_logprobs is not None
         unfinished = stream.request.num_samples
         while events := await stream.next():
             for event in events:
-                if isinstance(event, Prefilled):
-                    continue  # what it says is part of the usage
-                response = started
-                if isinstance(event, Delta):
-                    response = delta_to_pb(event)
-                elif isinstance(event, Finished):
-                    unfinished -= 1
-                    response = finished_to_pb(event, None if unfinished else stream)
-                await self._write(response, stream, context)
+                response = None
+                match event:
+                    case Started() if not waits_for_prompt:
+                        response = started([])
+                    case Prefilled() if waits_for_prompt:
+                        response = started(event.prompt_logprobs)
+                    case Delta():
+                        response = delta_to_pb(event)
+                    case Finished():
+                        unfinished -= 1
+                        response = finished_to_pb(event, None if unfinished else stream)
+                if response is not None:
+                    await self._write(response, stream, context)
 
     async def _write(
         self, response: pb.GenerateResponse, stream: RequestStream, context: Context

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from nanogpt.device import is_out_of_memory
 from nanogpt.inference.engine import Engine
-from nanogpt.inference.events import Delta, Event, Failed, Finished, Prefilled, Started
+from nanogpt.inference.events import Delta, Event, Failed, Finished, Prefilled, Started, StepResult
 from nanogpt.inference.request import Request
 from server.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from server.metrics import Metrics
@@ -47,12 +47,10 @@ class EngineFailure(Exception):
 class _Report:
     """What a step brought and what the engine holds after it."""
 
-    events: list[Event]
+    result: StepResult
     start: float
     """When the step began, in seconds of `time.monotonic()`."""
     end: float
-    batch_size: int
-    num_tokens: int
     running: int
     waiting: int
     kv_usage: float
@@ -251,13 +249,13 @@ class EngineThread:
     def _receive(self, report: _Report) -> None:
         """Hands a step's events to their readers and keeps the books."""
         before = len(self._streams)
-        for event in report.events:
+        for event in report.result.events:
             stream = self._streams.get(event.request_id)
             # else cancelled while the step ran, and its id perhaps taken by a new request
             if stream is not None and stream.submitted_at <= report.start:
                 self._receive_event(stream, event, report)
-        if report.num_tokens:
-            self._record.step(report.batch_size, report.num_tokens)
+        if report.result.num_tokens:
+            self._record.step(report.result)
             completed = before - len(self._streams)
             self._drain_rate.step(report.end - report.start, report.waiting, completed)
         self._record.load(*report.load)
@@ -277,11 +275,15 @@ class EngineThread:
                 self._record.tokens(stream.clock, event, report.end)
                 stream.push(event)
             case Finished():
-                self._record.sample_finished(event.reason)
                 stream.push(event)
+                stream.drafted_tokens += event.drafted_tokens
+                stream.accepted_tokens += event.accepted_tokens
                 stream.unfinished_samples -= 1
+                if not stream.request.scores_only:
+                    self._record.sample_finished(event.reason)
                 if not stream.unfinished_samples:
-                    self._record.completed(stream.clock)
+                    if not stream.request.scores_only:
+                        self._record.completed(stream.clock)
                     self._end(stream, None)
             case Failed():
                 self._end(stream, "failed", _explain(event.error))
@@ -309,7 +311,7 @@ class EngineThread:
         reported = (0, 0, 0.0)
         while self._obey_commands():
             report = self._step()
-            if report.num_tokens or report.events or report.load != reported:
+            if report.result.num_tokens or report.result.events or report.load != reported:
                 reported = report.load
                 self._loop.call_soon_threadsafe(self._receive, report)
 
@@ -330,13 +332,11 @@ class EngineThread:
     def _step(self) -> _Report:
         """Takes a step if there is work. Cancelled requests are gone before."""
         engine, start = self._engine, time.monotonic()
-        result = engine.step() if engine.has_work() else None
+        result = engine.step() if engine.has_work() else StepResult()
         return _Report(
-            events=result.events if result else [],
+            result=result,
             start=start,
             end=time.monotonic(),
-            batch_size=result.batch_size if result else 0,
-            num_tokens=result.prefill_tokens + result.decode_tokens if result else 0,
             running=engine.num_running,
             waiting=engine.num_waiting,
             kv_usage=engine.kv_cache_usage_ratio,

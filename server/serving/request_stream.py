@@ -128,6 +128,10 @@ class RequestStream:
         self.unfinished_samples = request.num_samples
         self.cached_tokens = 0
         """Prompt tokens that the prefix cache held."""
+        self.drafted_tokens = 0
+        """Tokens guessed ahead, over all finished samples."""
+        self.accepted_tokens = 0
+        """Guesses that were right, over all finished samples."""
         self._on_cancel = on_cancel
         self._waiting: list[Event | _Unread] = []
         self._unread: dict[int, _Unread] = {}  # the latest of each sample; all are in `_waiting`

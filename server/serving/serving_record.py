@@ -4,7 +4,7 @@ Gauges move by differences, because two versions of one model share a label whil
 replace old ones; both add up, and an idle engine adds exactly 0.
 """
 
-from nanogpt.inference.events import Delta
+from nanogpt.inference.events import Delta, StepResult
 from nanogpt.inference.request import Request
 from server.metrics import Metrics
 from server.serving.figures import Meter
@@ -42,10 +42,18 @@ class ServingRecord:
         self._load = now
         self.meter.load = (running, waiting, kv_usage)
 
-    def step(self, batch_size: int, num_tokens: int) -> None:
-        """One forward pass over `num_tokens` tokens of `batch_size` sequences."""
-        self._batch_size.observe(batch_size)
-        self._iteration_tokens.observe(num_tokens)
+    def step(self, result: StepResult) -> None:
+        """One forward pass."""
+        self._batch_size.observe(result.batch_size)
+        self._iteration_tokens.observe(result.num_tokens)
+        if result.drafts:
+            metrics, model = self._metrics, self._model
+            for counter, count in (
+                (metrics.spec_decode_drafts_total, result.drafts),
+                (metrics.spec_decode_draft_tokens_total, result.drafted_tokens),
+                (metrics.spec_decode_accepted_tokens_total, result.accepted_tokens),
+            ):
+                counter.labels(model=model).inc(count)
 
     def rejected(self, reason: str) -> None:
         """A request got no whole answer, for `reason`."""
@@ -61,7 +69,7 @@ class ServingRecord:
 
     def prefilled(self, request: Request, cached_tokens: int) -> None:
         """A prompt was computed, but for what the prefix cache held of it."""
-        if request.use_prefix_cache:
+        if request.may_reuse:
             looked_up = len(request.prompt_ids)
             self._metrics.prefix_cache_queries_total.labels(model=self._model).inc(looked_up)
             self._metrics.prefix_cache_hits_total.labels(model=self._model).inc(cached_tokens)
