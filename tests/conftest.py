@@ -48,6 +48,18 @@ def tiny_config(tiny_tokenizer) -> ModelConfig:
     )
 
 
+@pytest.fixture(scope="session")
+def kernels(pytestconfig):
+    """The native kernels as they ship, compiled once and kept between runs of the tests."""
+    from nanogpt.inference.native.compiler import KernelsUnavailable, compiled_kernels
+    from nanogpt.inference.native.library import Library
+
+    try:
+        return Library(compiled_kernels(pytestconfig.cache.mkdir("kernels")))
+    except KernelsUnavailable as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture
 def data_dir(tmp_path, tiny_config, tiny_tokenizer) -> Path:
     """A data folder with the model `tiny`, of random weights, always the same."""

@@ -1,0 +1,143 @@
+"""The kernels' sources to a shared library for this processor, kept in a folder for the next time.
+
+It knows nothing of what the kernels compute. Compiling takes some seconds of one core. A library
+belongs to the sources, the flags, the compiler and the processor that it was made from and for;
+what changes any of them gets another file, so a folder may be shared and outlive an upgrade.
+"""
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-march=native",
+    # sums must not depend on what a compiler does with a loop: see vectors.h
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-Wno-psabi",
+)
+
+COMPILERS = ("c++", "g++", "clang++")
+
+TIMEOUT_SECONDS = 300.0
+
+
+class KernelsUnavailable(RuntimeError):
+    """There is no library and none can be made here; the text says why, in one line."""
+
+
+def compiled_kernels(folder: Path) -> Path:
+    """The library for this machine in `folder`, compiled first if it is not there yet.
+
+    Takes the compiler that $CXX names, or else the first of COMPILERS. Of several processes that
+    need the same library one compiles and the others wait. Raises KernelsUnavailable.
+    """
+    compiler = find_compiler()
+    library = folder / f"kernels-{_key(compiler)}.so"
+    if library.exists():
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(library.with_suffix(".lock")):
+            if not library.exists():
+                _compile(compiler, library)
+    except OSError as error:
+        raise KernelsUnavailable(f"{folder} cannot be used: {error}") from error
+    return library
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler's command. Raises KernelsUnavailable."""
+    command = os.environ.get("CXX", "").split()
+    if command:
+        if shutil.which(command[0]) is None:
+            raise KernelsUnavailable(f"there is no C++ compiler {command[0]!r}, which $CXX names")
+        return command
+    for name in COMPILERS:
+        if shutil.which(name) is not None:
+            return [name]
+    raise KernelsUnavailable(f"there is no C++ compiler: none of {', '.join(COMPILERS)} is here")
+
+
+def _key(compiler: list[str]) -> str:
+    digest = hashlib.sha256()
+    for source in _sources():
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    for part in (*FLAGS, *compiler, _version(compiler), _processor()):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:20]
+
+
+def _sources() -> list[Path]:
+    """The C++ files beside this one, gpt.cpp among them, by name."""
+    folder = Path(str(resources.files(__package__)))
+    return sorted(file for file in folder.iterdir() if file.suffix in (".h", ".cpp"))
+
+
+def _version(compiler: list[str]) -> str:
+    return _run([*compiler, "--version"]).stdout
+
+
+def _processor() -> str:
+    """Model and instruction sets of this machine's processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    first = {key.strip(): value for key, _, value in (line.partition(":") for line in lines[:40])}
+    return platform.machine() + "".join(
+        first.get(key, "") for key in ("model name", "flags", "Features")
+    )
+
+
+def _compile(compiler: list[str], library: Path) -> None:
+    """Writes the library aside and renames it: whoever looks sees the whole or nothing."""
+    unfinished = library.with_suffix(f".{os.getpid()}.tmp")
+    source = next(file for file in _sources() if file.suffix == ".cpp")
+    try:
+        done = _run([*compiler, *FLAGS, str(source), "-o", str(unfinished)])
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "error" in line]
+            problem = (lines or done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
+            raise KernelsUnavailable(f"{compiler[0]} cannot compile the kernels: {problem}")
+        unfinished.replace(library)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KernelsUnavailable(
+            f"{command[0]} did not finish within {TIMEOUT_SECONDS:.0f} s"
+        ) from error
+    except OSError as error:
+        raise KernelsUnavailable(f"{command[0]} cannot be run: {error}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock file that the system frees if this process dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
