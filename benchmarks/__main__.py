@@ -18,13 +18,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks import training_step
+from benchmarks import inference_cells, training_step
 from benchmarks.plan import Options, Suite, Unmeasurable
 from benchmarks.report import report
 from benchmarks.results import RESULTS, read_results, write_result
 
 SUITES: dict[str, tuple[Suite, ...]] = {
     "training": (training_step.plans,),
+    "inference": (inference_cells.plans,),
 }
 
 

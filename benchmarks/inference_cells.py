@@ -1,0 +1,253 @@
+"""Suite `inference`: tokens a second beside every peer, and how soon a long prompt is answered.
+
+All systems run the same weights, from our exports, on the same prompts, greedy, as many new tokens
+each; the clock runs from the prompts' arrival until the last token, prefill included. Each system
+in each precision is a process of its own, and they take turns. One that is much slower than
+another peer of the same or higher precision is measured once only: it cannot be the best.
+"""
+
+import functools
+import random
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks import inference_guard
+from benchmarks.cell import Cell, Guard
+from benchmarks.contender import ContenderFailed, ContenderProcess, Entry, take_turns
+from benchmarks.inference_peers import (
+    PEERS,
+    PRECISIONS,
+    Contender,
+    at_least,
+    ours,
+    ours_over_grpc,
+)
+from benchmarks.networks import CHAR, GPT2, Network, prepare_network
+from benchmarks.plan import Options, Plan
+from nanogpt.device import Peak, device_name, measure_peak
+from nanogpt.flops import decode_flops_per_token, multiplied_weights
+
+HOPELESS_FACTOR = 1.5
+BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+KV_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "int4": 2}
+LARGEST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What all systems are asked to do."""
+
+    title: str
+    network: Network
+    concurrency: int
+    prompt_tokens: int
+    new_tokens: int
+    rounds: int
+
+    @property
+    def max_tokens(self) -> int:
+        return self.prompt_tokens + self.new_tokens
+
+    def cell(self, precision: str) -> str:
+        return f"{self.title}, {precision}"
+
+    def prompts(self, number: int) -> list[list[int]]:
+        """The prompts of a round: others in each, so that no prefix cache knows them."""
+        dice = random.Random(1337 + number)
+        tokens = range(self.network.config.vocab_size)
+        return [dice.choices(tokens, k=self.prompt_tokens) for _ in range(self.concurrency)]
+
+
+def plans(options: Options) -> Iterator[Plan]:
+    """A plan for each network and concurrency, of a cell for each precision."""
+    for load in loads(options):
+        cells = tuple(load.cell(precision) for precision in PRECISIONS)
+        yield Plan(cells, functools.partial(measure, load))
+
+
+def loads(options: Options) -> Iterator[Load]:
+    new_tokens, rounds = (16, 1) if options.quick else (128, 3)
+    for network in (GPT2, CHAR):
+        for concurrency in (1, 8, 32):
+            title = f"{network.title} x {concurrency}"
+            yield Load(title, network, concurrency, network.prompt_tokens, new_tokens, rounds)
+    yield Load(f"{GPT2.title}, first token after 512", GPT2, 1, 512, 1, rounds)
+
+
+def measure(load: Load, wanted: Collection[str]) -> Iterator[Cell]:
+    """Measures the wanted cells of a load in one run."""
+    precisions = [precision for precision in PRECISIONS if load.cell(precision) in wanted]
+    prepare_network(load.network)
+    rivals = [peer for peer in PEERS if peer.precision in at_least(precisions[-1])]
+    contenders = [
+        *(ours(precision) for precision in precisions),
+        *(ours_over_grpc(precision) for precision in precisions),
+        *rivals,
+    ]
+    threads = torch.get_num_threads()
+    entries, missing = start(load, contenders, threads)
+    try:
+        rounds = [load.prompts(number) for number in range(1 + load.rounds)]
+        missing |= take_turns(entries.values(), rounds, load.new_tokens, is_hopeless)
+    finally:
+        for entry in entries.values():
+            entry.process.close()
+    done = {key: entry for key, entry in entries.items() if entry.seconds}
+    for precision in precisions:
+        yield from cell_of(load, precision, done, missing, threads)
+
+
+def start(
+    load: Load, contenders: Sequence[Contender], threads: int
+) -> tuple[dict[tuple[str, str], Entry], dict[str, str]]:
+    """Loads every contender, one after another. Returns who is ready, and why others are not."""
+    ready: dict[tuple[str, str], Entry] = {}
+    missing: dict[str, str] = {}
+    for contender in contenders:
+        name = _label(contender)
+        if not contender.is_installed:
+            missing[name] = "not installed"
+            continue
+        process = ContenderProcess(name, contender.command, threads)
+        try:
+            process.load(
+                load.network.exports,
+                contender.variant,
+                concurrency=load.concurrency,
+                max_tokens=load.max_tokens,
+                threads=threads,
+            )
+        except ContenderFailed as error:
+            missing[name] = str(error)
+            process.close()
+            print(f"  {name}: {error}", flush=True)
+            continue
+        process.pause()
+        ready[contender.name, contender.precision] = Entry(
+            name, contender.precision, process, [], [], is_rival=contender in PEERS
+        )
+    return ready, missing
+
+
+def is_hopeless(entry: Entry, entries: Collection[Entry]) -> bool:
+    """Whether a peer is much slower than another one that counts wherever it does."""
+    return entry.is_rival and any(
+        other.is_rival
+        and other.seconds
+        and other.precision in at_least(entry.precision)
+        and other.median_seconds * HOPELESS_FACTOR < entry.median_seconds
+        for other in entries
+    )
+
+
+def cell_of(
+    load: Load,
+    precision: str,
+    done: dict[tuple[str, str], Entry],
+    missing: dict[str, str],
+    threads: int,
+) -> Iterator[Cell]:
+    """The cell of one precision, none if ours was not measured."""
+    mine = done.get(("ours", precision))
+    if mine is None:
+        print(f"  {load.cell(precision)}: ours: {missing.get(f'ours {precision}', 'failed')}")
+        return
+    over_grpc = done.get(("ours over gRPC", precision))
+    rivals = [e for e in done.values() if e.is_rival and e.precision in at_least(precision)]
+    names = {_label(peer) for peer in PEERS if peer.precision in at_least(precision)}
+    names |= {f"ours over gRPC {precision}"}
+    device = torch.device("cpu")
+    peak = peak_of(precision)
+    step_bytes = bytes_per_step(load, precision)
+    memory = load.new_tokens * step_bytes / peak.bytes_per_second
+    arithmetic = flops_of(load) / peak.flops
+    yield Cell(
+        suite="inference",
+        cell=load.cell(precision),
+        ours=mine.median_seconds,
+        peers={entry.name: entry.median_seconds for entry in rivals},
+        bound=memory if load.new_tokens > 1 else arithmetic,
+        bound_applies=load.new_tokens == 1 or step_bytes > cache_bytes(),
+        guard=guard_of(load, precision, mine, threads),
+        device=device_name(device),
+        threads=threads,
+        amount=load.concurrency * load.new_tokens,
+        unit="tokens" if load.new_tokens > 1 else "",
+        over_grpc=over_grpc.median_seconds if over_grpc else None,
+        missing={name: why for name, why in missing.items() if name in names},
+        notes=(
+            f"a step reads {step_bytes / 1e6:,.0f} MB; memory was measured at "
+            f"{peak.bytes_per_second / 1e9:,.1f} GB/s, the largest cache holds "
+            f"{cache_bytes() / 1e6:,.0f} MB",
+            f"its arithmetic takes {arithmetic * 1e3:,.1f} ms at the {peak.flops / 1e9:,.0f} "
+            f"GFLOP/s that torch was measured at, its memory reads {memory * 1e3:,.1f} ms",
+            *agreement(load, rivals),
+        ),
+    )
+
+
+def guard_of(load: Load, precision: str, mine: Entry, threads: int) -> Guard:
+    if precision == "float32":
+        return inference_guard.token_guard(load.network, load.prompts(1), mine.token_ids)
+    return inference_guard.perplexity_guard(load.network, precision, threads)
+
+
+def agreement(load: Load, rivals: Sequence[Entry]) -> Iterator[str]:
+    """How many tokens of each float32 peer are those of our network: evidence that it runs it.
+
+    llama.cpp computes another GELU, see nanogpt/interop/gguf.py.
+    """
+    for entry in rivals:
+        if entry.precision == "float32":
+            checked = min(load.concurrency, inference_guard.CHECKED_SEQUENCES) * load.new_tokens
+            differing = inference_guard.num_differing_tokens(
+                load.network.folder, load.prompts(1), entry.token_ids
+            )
+            yield f"{entry.name}: {checked - differing} of {checked} tokens are our network's"
+
+
+def bytes_per_step(load: Load, precision: str) -> float:
+    """Bytes to read for one new token of every sequence: weights, keys and values.
+
+    Scales of integer weights come on top and are not counted: no system needs the same.
+    """
+    config = load.network.config
+    context = load.prompt_tokens + load.new_tokens // 2
+    kv = 2 * config.n_layer * config.n_embd * context * KV_BYTES[precision]
+    return multiplied_weights(config) * BITS[precision] / 8 + load.concurrency * kv
+
+
+def flops_of(load: Load) -> float:
+    """Operations of the whole load; the output layer runs for sampled tokens only."""
+    config = load.network.config
+    num_tokens = load.prompt_tokens + load.new_tokens - 1
+    head = 2 * config.vocab_size * config.n_embd
+    each = num_tokens * decode_flops_per_token(config, (num_tokens + 1) // 2)
+    return load.concurrency * (each - (load.prompt_tokens - 1) * head)
+
+
+@functools.cache
+def peak_of(precision: str) -> Peak:
+    """The processor's measured peaks: float32 arithmetic for float32, else the faster type's."""
+    device = torch.device("cpu")
+    peak = measure_peak(device, torch.float32)
+    if precision == "float32":
+        return peak
+    half = measure_peak(device, torch.bfloat16, bandwidth=False)
+    return Peak(max(peak.flops, half.flops), peak.bytes_per_second, peak.source)
+
+
+@functools.cache
+def cache_bytes() -> int:
+    """Size of the processor's largest cache, 0 if unknown."""
+    if not LARGEST_CACHE.exists():
+        return 0
+    return int(LARGEST_CACHE.read_text().strip().removesuffix("K")) * 1024
+
+
+def _label(contender: Contender) -> str:
+    ours = contender.name.startswith("ours")
+    return f"{contender.name} {contender.precision}" if ours else contender.name
