@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Value = bool | int | float | str | tuple[int, ...]
+Value = bool | int | float | str | tuple[int, ...] | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Kind:
             raise ValueError(f"must be {self.name}")
         if isinstance(value, str):
             return self.parse(value)
+        if isinstance(value, list) and self is TEXTS:
+            return self.parse(json.dumps(value))
         if isinstance(value, list):
             return self.parse(",".join(json.dumps(item) for item in value))
         return self.parse(json.dumps(value))
@@ -102,6 +104,19 @@ def _integers(text: str) -> tuple[int, ...]:
         raise ValueError("must be whole numbers with commas between them") from None
 
 
+def _texts(text: str) -> tuple[str, ...]:
+    """One text, or several as a JSON list."""
+    if not text.startswith("["):
+        return (text,)
+    try:
+        items = json.loads(text)
+    except ValueError:
+        raise ValueError("must be a text, or a JSON list of texts") from None
+    if not all(isinstance(item, str) for item in items):
+        raise ValueError("must be a text, or a JSON list of texts")
+    return tuple(items)
+
+
 INT32 = Kind("int", _integer(-(2**31), 2**31 - 1), (int,))
 INT64 = Kind("int", _integer(-(2**63), 2**63 - 1), (int,))
 UINT64 = Kind("int", _integer(0, 2**64 - 1), (int,))
@@ -111,6 +126,7 @@ TEXT = Kind("text", _text, (str,))
 ADDRESS = Kind("host:port", _address, (str,))
 SWITCH = Kind("on|off|auto", _switch, (str, bool))
 INTS = Kind("int,int,...", _integers, (list, int, str))
+TEXTS = Kind("text|[text,...]", _texts, (list, str))
 
 
 def choice(*allowed: str) -> Kind:

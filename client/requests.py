@@ -20,7 +20,7 @@ from protos.nanogpt.v1.training_pb2 import TrainConfig, TrainRequest
 
 M = TypeVar("M", bound=Message)
 
-ConfigValue = bool | int | float | str
+ConfigValue = bool | int | float | str | Sequence[str]
 """Value of a hyperparameter."""
 
 Text = Path | bytes | Iterable[bytes]

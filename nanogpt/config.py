@@ -56,7 +56,7 @@ class Range:
     def allows(self, value: Any) -> bool:
         if self.choices is not None:
             return value in self.choices
-        if isinstance(value, (bool, str)):
+        if isinstance(value, (bool, str, tuple)):
             return True
         return (
             math.isfinite(value)
@@ -144,6 +144,9 @@ def head_violation(n_embd: int, n_head: int) -> Violation:
     return Violation("n_head", f"must divide n_embd; {n_embd} is not a multiple of {n_head}")
 
 
+MAX_SAMPLE_PROMPTS = 16
+
+
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """Hyperparameters of a run: nanoGPT's keys, with the defaults of its Shakespeare preset."""
@@ -167,7 +170,7 @@ class TrainConfig:
     dropout: float = option(0.2, "Probability of dropping an activation.", ge=0, lt=1)
     bias: bool = option(False, "Whether linear and normalization layers have biases.")
     learning_rate: float = option(1e-3, "Peak learning rate.", gt=0, le=1e3)
-    max_iters: int = option(5000, "Optimizer updates; the run does exactly this many.", ge=1)
+    max_iters: int = option(5000, "Steps, unless something else ends the run before.", ge=1)
     weight_decay: float = option(0.1, "Decoupled decay of matrices and embeddings.", ge=0, le=1e3)
     beta1: float = option(0.9, "AdamW's decay of the gradient's mean.", ge=0, lt=1)
     beta2: float = option(0.99, "AdamW's decay of the gradient's square.", ge=0, lt=1)
@@ -190,6 +193,41 @@ class TrainConfig:
     wandb_log: bool = option(False, "Copy metrics to Weights & Biases if it is installed.")
     wandb_project: str = option("owt", "Weights & Biases project.")
     wandb_run_name: str = option("gpt2", "Weights & Biases run name.")
+    optimizer: str = option(
+        "adamw",
+        "AdamW, or Muon for the matrices of the blocks and AdamW for the rest.",
+        choices=("adamw", "muon"),
+    )
+    muon_learning_rate: float = option(0.02, "Muon's peak learning rate.", gt=0, le=1e3)
+    lr_schedule: str = option(
+        "cosine",
+        "Course of the learning rate after warm-up.",
+        choices=("cosine", "linear", "constant", "wsd"),
+    )
+    wsd_decay_fraction: float = option(
+        0.2, "Share of lr_decay_iters in which wsd falls.", gt=0, le=1
+    )
+    zero_init_projections: bool = option(False, "Every block begins as the identity.")
+    early_stop_patience: int = option(
+        0, "Evaluations without improvement that end the run; 0 is off.", ge=0
+    )
+    early_stop_min_delta: float = option(0.0, "Nats that count as an improvement.", ge=0)
+    target_val_loss: float = option(0.0, "Validation loss that ends the run; 0 is off.", ge=0)
+    max_tokens: int = option(0, "Training tokens that end the run; 0 is off.", ge=0)
+    max_epochs: float = option(0.0, "Passes over the data that end the run; 0 is off.", ge=0)
+    max_seconds: float = option(0.0, "Seconds, of all attempts, that end it; 0 is off.", ge=0)
+    eval_whole_split: bool = option(False, "Evaluate on the whole validation split.")
+    sample_prompts: tuple[str, ...] = option((), "Texts to continue at each evaluation.")
+    sample_tokens: int = option(64, "Tokens of each such sample.", ge=1, le=1024)
+    spike_threshold: float = option(
+        10.0, "Standard deviations above the mean at which a step is left out; 0 is off.", ge=0
+    )
+    max_skips: int = option(5, "Steps left out in a row that make the run go back.", ge=1)
+    max_rollbacks: int = option(3, "How often a run may go back before it fails.", ge=0)
+    rollback_lr_factor: float = option(
+        0.5, "Factor of the learning rate each time it goes back.", gt=0, le=1
+    )
+    tensorboard_log: bool = option(False, "Write TensorBoard files if tensorboardX is installed.")
 
     def __post_init__(self) -> None:
         found = range_violations(self)
@@ -214,8 +252,22 @@ class TrainConfig:
         ):
             allowed = f"[0, learning_rate] = [0, {self.learning_rate:g}]"
             found.append(Violation("min_lr", f"must be in {allowed}, got {self.min_lr:g}"))
+        found += self._prompt_violations()
         if found:
             raise InvalidConfig(found)
+
+    def _prompt_violations(self) -> list[Violation]:
+        prompts = self.sample_prompts
+        if not isinstance(prompts, tuple) or not all(isinstance(text, str) for text in prompts):
+            return [Violation("sample_prompts", f"must be a list of texts, got {prompts!r}")]
+        if len(prompts) > MAX_SAMPLE_PROMPTS:
+            problem = f"must be at most {MAX_SAMPLE_PROMPTS} texts, got {len(prompts)}"
+            return [Violation("sample_prompts", problem)]
+        return [
+            Violation(f"sample_prompts[{index}]", f"must have 1 to 256 characters, got {len(text)}")
+            for index, text in enumerate(prompts)
+            if not 1 <= len(text) <= 256
+        ]
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -224,6 +276,9 @@ class TrainConfig:
         unknown = [unknown_key(key, names) for key in values if key not in names]
         if unknown:
             raise InvalidConfig(unknown)
+        prompts = values.get("sample_prompts", ())  # JSON knows lists only
+        if isinstance(prompts, list):
+            values = {**values, "sample_prompts": tuple(prompts)}
         return cls(**values)
 
     def to_mapping(self) -> dict[str, Any]:

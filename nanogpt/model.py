@@ -162,6 +162,17 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+@torch.no_grad()
+def zero_init_projections(model: GPT) -> None:
+    """Lets every block begin as the identity: the last projection of attention and MLP is zero.
+
+    https://arxiv.org/abs/2203.03466, appendix D.2
+    """
+    for name, weight in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            weight.zero_()
+
+
 def crop_block_size(state: dict[str, Tensor], block_size: int) -> dict[str, Tensor]:
     """The weights with position embeddings cut to the first `block_size` positions.
 

@@ -12,7 +12,7 @@ from client.commands.prepare import SHIPPED
 from client.commands.table import COMMANDS, TRAINING_BENCH_KEYS
 from client.commands.train_keys import TRAIN_KEYS
 from client.exit_code import ExitCode
-from client.keys import BOOL, FLOAT, INT32, INT64, SWITCH, TEXT, UINT64
+from client.keys import BOOL, FLOAT, INT32, INT64, SWITCH, TEXT, TEXTS, UINT64
 from nanogpt.config import TrainConfig as LibraryConfig
 from nanogpt.datasets.shipped import SHIPPED as SHIPPED_BY_THE_LIBRARY
 from protos.nanogpt.v1.inference_pb2 import TrainingBenchmark
@@ -35,6 +35,7 @@ def test_train_keys_are_the_fields_of_the_proto():
         FLOAT: field["n_layer"].CPPTYPE_DOUBLE,
         BOOL: field["n_layer"].CPPTYPE_BOOL,
         TEXT: field["n_layer"].CPPTYPE_STRING,
+        TEXTS: field["n_layer"].CPPTYPE_STRING,
         SWITCH: field["n_layer"].CPPTYPE_STRING,
     }
     assert {key.name: kinds[key.kind] for key in TRAIN_KEYS} == {

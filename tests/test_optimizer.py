@@ -94,10 +94,10 @@ def test_saved_state_goes_on_bit_for_bit():
 
     resumed, resumed_optimizer = make(seed=99)
     resumed.load_state_dict(weights)
-    set_learning_rate(resumed_optimizer, 5e-4)
+    set_learning_rate(resumed_optimizer, CONFIG, 5e-4)
     load_optimizer_tensors(resumed_optimizer, resumed, {**tensors, "rng.cpu": torch.zeros(1)})
     assert [g["lr"] for g in resumed_optimizer.param_groups] == [5e-4, 5e-4]
-    set_learning_rate(resumed_optimizer, 1e-3)
+    set_learning_rate(resumed_optimizer, CONFIG, 1e-3)
     for number in range(3, 6):
         step(model, optimizer, number)
         step(resumed, resumed_optimizer, number)

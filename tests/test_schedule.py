@@ -47,6 +47,29 @@ def test_reference_points(schedule, step, rate):
     assert learning_rate(schedule, step) == pytest.approx(rate, abs=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        # at steps        0            100   550     800   900     1000  5000
+        ("cosine", [1e-3 / 101, 1e-3, 5.5e-4, None, None, 1e-4, 1e-4]),
+        ("linear", [1e-3 / 101, 1e-3, 5.5e-4, 3e-4, 2e-4, 1e-4, 1e-4]),
+        ("constant", [1e-3 / 101, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3]),
+        ("wsd", [1e-3 / 101, 1e-3, 1e-3, 1e-3, 5.5e-4, 1e-4, 1e-4]),
+    ],
+)
+def test_shapes(name, rates):
+    schedule = config(1e-3, 1e-4, 100, 1000, lr_schedule=name, wsd_decay_fraction=0.2)
+    for step, rate in zip((0, 100, 550, 800, 900, 1000, 5000), rates, strict=True):
+        if rate is not None:
+            assert learning_rate(schedule, step) == pytest.approx(rate, rel=1e-9)
+
+
+def test_a_fall_longer_than_the_schedule_begins_after_warm_up():
+    schedule = config(1e-3, 0.0, 100, 1000, lr_schedule="wsd", wsd_decay_fraction=1.0)
+    assert learning_rate(schedule, 100) == pytest.approx(1e-3)
+    assert learning_rate(schedule, 550) == pytest.approx(0.5e-3)
+
+
 def test_a_constant_rate_has_no_warm_up():
     constant = config(3e-5, 1e-5, 100, 1000, decay_lr=False)
     assert {learning_rate(constant, step) for step in (0, 50, 100, 999, 5000)} == {3e-5}

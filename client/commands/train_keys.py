@@ -5,7 +5,7 @@ tests/test_cli_parsing.py, so that reading a command line needs no protobuf. Val
 they were given: defaults and presets are filled in by the server.
 """
 
-from client.keys import BOOL, FLOAT, INT32, INT64, SWITCH, TEXT, UINT64, Key
+from client.keys import BOOL, FLOAT, INT32, INT64, SWITCH, TEXT, TEXTS, UINT64, Key
 
 TRAIN_KEYS = (
     Key("eval_interval", INT32, 250, "Steps between evaluations."),
@@ -23,7 +23,7 @@ TRAIN_KEYS = (
     Key("dropout", FLOAT, 0.2, "Probability of dropping an activation, in [0, 1)."),
     Key("bias", BOOL, False, "Whether linear and normalization layers have biases."),
     Key("learning_rate", FLOAT, 1e-3, "Peak learning rate."),
-    Key("max_iters", INT64, 5000, "Optimizer updates; the run does exactly this many."),
+    Key("max_iters", INT64, 5000, "Steps, unless something else ends the run before."),
     Key("weight_decay", FLOAT, 0.1, "Decoupled decay of matrices and embeddings."),
     Key("beta1", FLOAT, 0.9, "AdamW's decay of the gradient's mean, in [0, 1)."),
     Key("beta2", FLOAT, 0.99, "AdamW's decay of the gradient's square, in [0, 1)."),
@@ -42,4 +42,23 @@ TRAIN_KEYS = (
     Key("wandb_log", BOOL, False, "Copy metrics to Weights & Biases if it is installed."),
     Key("wandb_project", TEXT, "owt", "Weights & Biases project."),
     Key("wandb_run_name", TEXT, "gpt2", "Weights & Biases run name."),
+    Key("optimizer", TEXT, "adamw", "adamw, or muon for the matrices of the blocks."),
+    Key("muon_learning_rate", FLOAT, 0.02, "Muon's peak learning rate."),
+    Key("lr_schedule", TEXT, "cosine", "cosine, linear, constant, or wsd: constant, then linear."),
+    Key("wsd_decay_fraction", FLOAT, 0.2, "Share of lr_decay_iters in which wsd falls."),
+    Key("zero_init_projections", BOOL, False, "Every block begins as the identity."),
+    Key("early_stop_patience", INT32, 0, "Evaluations without improvement that end the run."),
+    Key("early_stop_min_delta", FLOAT, 0.0, "Nats that count as an improvement."),
+    Key("target_val_loss", FLOAT, 0.0, "Validation loss that ends the run; 0 is off."),
+    Key("max_tokens", INT64, 0, "Training tokens that end the run; 0 is off."),
+    Key("max_epochs", FLOAT, 0.0, "Passes over the data that end the run; 0 is off."),
+    Key("max_seconds", FLOAT, 0.0, "Seconds, of all attempts, that end the run; 0 is off."),
+    Key("eval_whole_split", BOOL, False, "Evaluate on the whole validation split."),
+    Key("sample_prompts", TEXTS, (), "Texts to continue at each evaluation; several as JSON."),
+    Key("sample_tokens", INT32, 64, "Tokens of each such sample."),
+    Key("spike_threshold", FLOAT, 10.0, "Deviations at which a step is left out; 0 is off."),
+    Key("max_skips", INT32, 5, "Steps left out in a row that make the run go back."),
+    Key("max_rollbacks", INT32, 3, "How often a run may go back before it fails."),
+    Key("rollback_lr_factor", FLOAT, 0.5, "Factor of the learning rate when it goes back."),
+    Key("tensorboard_log", BOOL, False, "Write TensorBoard files, if tensorboardX is installed."),
 )

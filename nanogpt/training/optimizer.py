@@ -1,16 +1,32 @@
-"""AdamW for a GPT, and its state as named tensors.
+"""The optimizer of a GPT, and its state as named tensors.
 
-Knows nothing about schedules or files. https://arxiv.org/abs/1711.05101
+Knows nothing about schedules or files.
 """
 
 import torch
 from torch import Tensor, nn
 
 from nanogpt.config import TrainConfig
+from nanogpt.training.muon import Muon, split_weights
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in torch's fused kernel; matrices and embeddings decay, biases and norms do not."""
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW in torch's fused kernel, or Muon for the blocks' matrices and AdamW for the rest.
+
+    With AdamW, https://arxiv.org/abs/1711.05101, matrices and embeddings decay, biases and norms do
+    not; with Muon only its matrices do.
+    """
+    if config.optimizer == "muon":
+        matrices, others, pieces_of = split_weights(model)
+        return Muon(
+            matrices,
+            [{"params": others, "weight_decay": 0.0}],
+            matrix_learning_rate=config.muon_learning_rate,
+            learning_rate=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            pieces_of=pieces_of,
+        )
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
         {"params": [w for w in weights if w.dim() >= 2], "weight_decay": config.weight_decay},
@@ -21,9 +37,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, learning_rate: float
+) -> None:
+    """Sets AdamW's rate, and Muon's to the same share of its peak."""
+    share = learning_rate / config.learning_rate
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        is_muon = group.get("muon", False)
+        group["lr"] = share * config.muon_learning_rate if is_muon else learning_rate
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

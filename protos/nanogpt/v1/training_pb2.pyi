@@ -29,7 +29,7 @@ class TrainRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., dataset: _Optional[str] = ..., config: _Optional[_Union[TrainConfig, _Mapping]] = ..., preset: _Optional[str] = ..., request_id: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class TrainConfig(_message.Message):
-    __slots__ = ("eval_interval", "log_interval", "eval_iters", "eval_only", "always_save_checkpoint", "init_from", "gradient_accumulation_steps", "batch_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "learning_rate", "max_iters", "weight_decay", "beta1", "beta2", "grad_clip", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr", "device", "dtype", "compile", "seed", "keep_checkpoints", "checkpoint_interval", "backend", "wandb_log", "wandb_project", "wandb_run_name")
+    __slots__ = ("eval_interval", "log_interval", "eval_iters", "eval_only", "always_save_checkpoint", "init_from", "gradient_accumulation_steps", "batch_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "learning_rate", "max_iters", "weight_decay", "beta1", "beta2", "grad_clip", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr", "device", "dtype", "compile", "seed", "keep_checkpoints", "checkpoint_interval", "backend", "wandb_log", "wandb_project", "wandb_run_name", "optimizer", "muon_learning_rate", "lr_schedule", "wsd_decay_fraction", "zero_init_projections", "early_stop_patience", "early_stop_min_delta", "target_val_loss", "max_tokens", "max_epochs", "max_seconds", "eval_whole_split", "sample_prompts", "sample_tokens", "spike_threshold", "max_skips", "max_rollbacks", "rollback_lr_factor", "tensorboard_log")
     EVAL_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     LOG_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     EVAL_ITERS_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,25 @@ class TrainConfig(_message.Message):
     WANDB_LOG_FIELD_NUMBER: _ClassVar[int]
     WANDB_PROJECT_FIELD_NUMBER: _ClassVar[int]
     WANDB_RUN_NAME_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    MUON_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    LR_SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    WSD_DECAY_FRACTION_FIELD_NUMBER: _ClassVar[int]
+    ZERO_INIT_PROJECTIONS_FIELD_NUMBER: _ClassVar[int]
+    EARLY_STOP_PATIENCE_FIELD_NUMBER: _ClassVar[int]
+    EARLY_STOP_MIN_DELTA_FIELD_NUMBER: _ClassVar[int]
+    TARGET_VAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EVAL_WHOLE_SPLIT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SPIKE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    MAX_SKIPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROLLBACKS_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_LR_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    TENSORBOARD_LOG_FIELD_NUMBER: _ClassVar[int]
     eval_interval: int
     log_interval: int
     eval_iters: int
@@ -98,7 +117,26 @@ class TrainConfig(_message.Message):
     wandb_log: bool
     wandb_project: str
     wandb_run_name: str
-    def __init__(self, eval_interval: _Optional[int] = ..., log_interval: _Optional[int] = ..., eval_iters: _Optional[int] = ..., eval_only: _Optional[bool] = ..., always_save_checkpoint: _Optional[bool] = ..., init_from: _Optional[str] = ..., gradient_accumulation_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., block_size: _Optional[int] = ..., n_layer: _Optional[int] = ..., n_head: _Optional[int] = ..., n_embd: _Optional[int] = ..., dropout: _Optional[float] = ..., bias: _Optional[bool] = ..., learning_rate: _Optional[float] = ..., max_iters: _Optional[int] = ..., weight_decay: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., grad_clip: _Optional[float] = ..., decay_lr: _Optional[bool] = ..., warmup_iters: _Optional[int] = ..., lr_decay_iters: _Optional[int] = ..., min_lr: _Optional[float] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., compile: _Optional[str] = ..., seed: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., checkpoint_interval: _Optional[int] = ..., backend: _Optional[str] = ..., wandb_log: _Optional[bool] = ..., wandb_project: _Optional[str] = ..., wandb_run_name: _Optional[str] = ...) -> None: ...
+    optimizer: str
+    muon_learning_rate: float
+    lr_schedule: str
+    wsd_decay_fraction: float
+    zero_init_projections: bool
+    early_stop_patience: int
+    early_stop_min_delta: float
+    target_val_loss: float
+    max_tokens: int
+    max_epochs: float
+    max_seconds: float
+    eval_whole_split: bool
+    sample_prompts: _containers.RepeatedScalarFieldContainer[str]
+    sample_tokens: int
+    spike_threshold: float
+    max_skips: int
+    max_rollbacks: int
+    rollback_lr_factor: float
+    tensorboard_log: bool
+    def __init__(self, eval_interval: _Optional[int] = ..., log_interval: _Optional[int] = ..., eval_iters: _Optional[int] = ..., eval_only: _Optional[bool] = ..., always_save_checkpoint: _Optional[bool] = ..., init_from: _Optional[str] = ..., gradient_accumulation_steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., block_size: _Optional[int] = ..., n_layer: _Optional[int] = ..., n_head: _Optional[int] = ..., n_embd: _Optional[int] = ..., dropout: _Optional[float] = ..., bias: _Optional[bool] = ..., learning_rate: _Optional[float] = ..., max_iters: _Optional[int] = ..., weight_decay: _Optional[float] = ..., beta1: _Optional[float] = ..., beta2: _Optional[float] = ..., grad_clip: _Optional[float] = ..., decay_lr: _Optional[bool] = ..., warmup_iters: _Optional[int] = ..., lr_decay_iters: _Optional[int] = ..., min_lr: _Optional[float] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., compile: _Optional[str] = ..., seed: _Optional[int] = ..., keep_checkpoints: _Optional[int] = ..., checkpoint_interval: _Optional[int] = ..., backend: _Optional[str] = ..., wandb_log: _Optional[bool] = ..., wandb_project: _Optional[str] = ..., wandb_run_name: _Optional[str] = ..., optimizer: _Optional[str] = ..., muon_learning_rate: _Optional[float] = ..., lr_schedule: _Optional[str] = ..., wsd_decay_fraction: _Optional[float] = ..., zero_init_projections: _Optional[bool] = ..., early_stop_patience: _Optional[int] = ..., early_stop_min_delta: _Optional[float] = ..., target_val_loss: _Optional[float] = ..., max_tokens: _Optional[int] = ..., max_epochs: _Optional[float] = ..., max_seconds: _Optional[float] = ..., eval_whole_split: _Optional[bool] = ..., sample_prompts: _Optional[_Iterable[str]] = ..., sample_tokens: _Optional[int] = ..., spike_threshold: _Optional[float] = ..., max_skips: _Optional[int] = ..., max_rollbacks: _Optional[int] = ..., rollback_lr_factor: _Optional[float] = ..., tensorboard_log: _Optional[bool] = ...) -> None: ...
 
 class TrainResponse(_message.Message):
     __slots__ = ("job",)
