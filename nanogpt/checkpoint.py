@@ -2,7 +2,7 @@
 
     step_000250/model.safetensors   weights by nanoGPT's names, the tied one stored once
                 state.safetensors   what else a trainer needs to go on; absent in a model
-                meta.json           shape, tokenizer, losses, size and SHA-256 of each file
+                meta.json           shape, tokenizer, losses, size and SHA-256 of each file, its own
     step_000250.pinned              empty; while it is there nobody prunes the checkpoint
 
 A checkpoint is written beside its place, flushed to the disk and then renamed, so a kill or a power
@@ -16,8 +16,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ META_FILE = "meta.json"
 
 # one tensor under two names (model.py); stored under the first
 TIED, TIED_TO = "lm_head.weight", "transformer.wte.weight"
+
+_DIGEST = "meta_sha256"
+"""Key in meta.json: SHA-256 of the file as it would be without this key."""
 
 # names of folders that are not checkpoints yet, or no longer
 _WRITING, _DELETING = ".writing-", ".deleting-"
@@ -68,6 +71,8 @@ class CheckpointMeta:
     best_step: int | None = None
     create_time: float = 0.0
     job_id: str = ""
+    rollbacks: int = 0
+    """How often the run had gone back to an earlier checkpoint before it wrote this one."""
     files: dict[str, FileRecord] = field(default_factory=dict)
     train: dict[str, Any] | None = None
     """The trainer's own state, as JSON. None in a model."""
@@ -107,7 +112,8 @@ def save_checkpoint(
 
 def write_meta(folder: Path, meta: CheckpointMeta) -> None:
     """Replaces the meta of a checkpoint at once; its tensors stay."""
-    text = json.dumps(asdict(meta), indent=2, allow_nan=False) + "\n"
+    values = asdict(meta)
+    text = _to_json({**values, _DIGEST: _digest(values)})
     durable.write_file(folder / META_FILE, text.encode())
 
 
@@ -134,6 +140,9 @@ def read_meta(folder: Path) -> CheckpointMeta:
     """
     try:
         values = json.loads((folder / META_FILE).read_bytes())
+        # checkpoints of before there was a digest have none
+        if values.pop(_DIGEST, None) not in (None, _digest(values)):
+            raise ValueError("its SHA-256 differs")
         values["model_config"] = ModelConfig(**values["model_config"])
         values["files"] = {name: FileRecord(**record) for name, record in values["files"].items()}
         return CheckpointMeta(**values)
@@ -215,8 +224,20 @@ def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
 def newest_valid(
     checkpoints_dir: Path, on_damaged: Callable[[CheckpointDamaged], None] | None = None
 ) -> Path | None:
-    """The newest checkpoint that is whole, or None. `on_damaged` hears of those passed over."""
-    for folder in reversed(list_checkpoints(checkpoints_dir)):
+    """The checkpoint of a run that is whole and was written last, or None.
+
+    After going back a run writes lower steps than it had written before. `on_damaged` hears of
+    those passed over.
+    """
+    found: list[tuple[int, int, Path]] = []
+    for folder in list_checkpoints(checkpoints_dir):
+        try:
+            meta = read_meta(folder)
+            found.append((meta.rollbacks, meta.step, folder))
+        except (CheckpointDamaged, FileNotFoundError) as error:
+            if on_damaged is not None and isinstance(error, CheckpointDamaged):
+                on_damaged(error)
+    for _, _, folder in sorted(found, reverse=True):
         try:
             verify(folder)
             return folder
@@ -226,19 +247,49 @@ def newest_valid(
     return None
 
 
-def prune_checkpoints(checkpoints_dir: Path, step: int, keep: int, best_step: int | None) -> None:
-    """Deletes all but the newest `keep` up to `step`, the best one, and those that are pinned.
+def best_checkpoint(checkpoints_dir: Path) -> Path | None:
+    """The checkpoint on disk that had the lowest validation loss of its run when it was written.
 
-    One that cannot be deleted stays, and is tried again next time. A newer one than `step` can only
-    be damaged, since the run went on from an older: the run replaces it when it gets there.
+    None if there is none, or none that tells. The one of the lowest loss ever may be missing: no
+    room on the disk. Tensors are not read.
     """
+    for folder in reversed(list_checkpoints(checkpoints_dir)):
+        try:
+            if read_meta(folder).is_best:
+                return folder
+        except (CheckpointDamaged, FileNotFoundError):
+            continue
+    return None
+
+
+def prune_checkpoints(
+    checkpoints_dir: Path, step: int, keep: int, keep_steps: Collection[int] = ()
+) -> None:
+    """Deletes checkpoints up to `step`, but for the newest `keep` and those that are needed.
+
+    Needed are pinned ones, those of `keep_steps`, and the best on disk: even if a better one could
+    not be written. One that cannot be deleted stays, and is tried again next time. A newer one than
+    `step` can only be damaged, since the run went on from an older: it is replaced when the run
+    gets there.
+    """
+    best = best_checkpoint(checkpoints_dir)
     past = [folder for folder in list_checkpoints(checkpoints_dir) if step_of(folder) <= step]
     for folder in past[:-keep]:
-        if step_of(folder) != best_step and not is_pinned(folder):
-            try:
-                _remove(folder, unless=is_pinned)
-            except OSError:
-                continue
+        if folder != best and step_of(folder) not in keep_steps:
+            _remove_unless_pinned(folder)
+
+
+def drop_newer(checkpoints_dir: Path, step: int) -> None:
+    """Deletes checkpoints after `step`, but for pinned ones: the run has gone back to it."""
+    for folder in reversed(list_checkpoints(checkpoints_dir)):
+        if step_of(folder) > step:
+            _remove_unless_pinned(folder)
+
+
+def _remove_unless_pinned(folder: Path) -> None:
+    if not is_pinned(folder):
+        with suppress(OSError):
+            _remove(folder, unless=is_pinned)
 
 
 def pin_checkpoint(folder: Path) -> None:
@@ -338,6 +389,14 @@ def _verify_file(folder: Path, meta: CheckpointMeta, name: str) -> None:
         raise _missing(folder, name) from error
     if found != meta.files[name]:
         raise CheckpointDamaged(f"{folder.name}/{name} is damaged: its SHA-256 differs")
+
+
+def _to_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(_to_json(values).encode()).hexdigest()
 
 
 def _record(path: Path) -> FileRecord:

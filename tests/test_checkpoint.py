@@ -14,11 +14,15 @@ from nanogpt import checkpoint, durable
 from nanogpt.checkpoint import (
     CheckpointDamaged,
     CheckpointMeta,
+    best_checkpoint,
+    drop_newer,
+    is_pinned,
     list_checkpoints,
     load_model,
     load_model_state,
     load_train_state,
     newest_valid,
+    pin_checkpoint,
     prune_checkpoints,
     publish_model,
     read_meta,
@@ -307,7 +311,7 @@ def test_a_checkpoint_can_be_replaced(folder, model):
 def test_the_newest_and_the_best_are_kept(tmp_path, step, keep, best, left):
     for number in (10, 20, 30, 40, 50):
         step_folder(tmp_path, number).mkdir()
-    prune_checkpoints(tmp_path, step, keep, best)
+    prune_checkpoints(tmp_path, step, keep, {best})
     assert [checkpoint.step_of(folder) for folder in list_checkpoints(tmp_path)] == left
 
 
@@ -322,7 +326,7 @@ def test_a_failed_delete_does_not_stop_anything(tmp_path, monkeypatch):
         return real_rename(path, target)
 
     monkeypatch.setattr(checkpoint.Path, "rename", rename)
-    prune_checkpoints(tmp_path, 30, 1, None)
+    prune_checkpoints(tmp_path, 30, 1)
     assert [checkpoint.step_of(folder) for folder in list_checkpoints(tmp_path)] == [10, 30]
 
 
@@ -370,3 +374,61 @@ def test_meta_is_replaced_at_once(folder):
     assert meta.is_best
     assert json.loads((folder / "meta.json").read_text())["tokenizer"] == TOKENIZER
     assert len(list(folder.iterdir())) == 3
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_flipped_bit_of_the_meta_goes_unnoticed(folder, data):
+    path = folder / "meta.json"
+    content = path.read_bytes()
+    position = data.draw(st.integers(0, len(content) - 2))  # the last newline means nothing
+    flipped = content[position] ^ (1 << data.draw(st.integers(0, 7)))
+    changed = content[:position] + bytes([flipped]) + content[position + 1 :]
+    path.write_bytes(changed)
+    whitespace = bytes([flipped]).isspace() and content[position : position + 1].isspace()
+    try:
+        if not whitespace:
+            with pytest.raises(CheckpointDamaged, match=r"meta\.json"):
+                read_meta(folder)
+    finally:
+        path.write_bytes(content)
+
+
+def test_a_meta_of_before_there_was_a_digest_is_read(folder):
+    values = json.loads((folder / "meta.json").read_text())
+    assert len(values.pop("meta_sha256")) == 64
+    before = read_meta(folder)
+    (folder / "meta.json").write_text(json.dumps(values))
+    assert read_meta(folder) == before
+
+
+def test_what_was_written_after_going_back_is_newer(tmp_path, model):
+    for step, rollbacks in [(30, 0), (10, 0), (20, 1)]:
+        meta = replace(meta_of(step), rollbacks=rollbacks)
+        save_checkpoint(step_folder(tmp_path, step), meta, model.state_dict(), None)
+    assert newest_valid(tmp_path) == step_folder(tmp_path, 20)
+
+
+def test_pinned_checkpoints_are_kept_and_stay_pinned(tmp_path, model):
+    for step in (10, 20, 30):
+        save_checkpoint(step_folder(tmp_path, step), meta_of(step), model.state_dict(), None)
+    pin_checkpoint(step_folder(tmp_path, 10))
+    pin_checkpoint(step_folder(tmp_path, 30))
+    prune_checkpoints(tmp_path, 40, 1)
+    assert [checkpoint.step_of(f) for f in list_checkpoints(tmp_path)] == [10, 30]
+    drop_newer(tmp_path, 5)
+    assert [checkpoint.step_of(f) for f in list_checkpoints(tmp_path)] == [10, 30]
+    save_checkpoint(step_folder(tmp_path, 30), meta_of(30), model.state_dict(), None)
+    assert is_pinned(step_folder(tmp_path, 30))
+    verify(step_folder(tmp_path, 30))
+
+
+def test_the_best_on_disk_is_found_and_kept(tmp_path, model):
+    for step, best_step in [(10, 10), (20, 20), (30, 30), (40, 30)]:
+        meta = replace(meta_of(step), best_step=best_step)
+        save_checkpoint(step_folder(tmp_path, step), meta, model.state_dict(), None)
+    assert best_checkpoint(tmp_path) == step_folder(tmp_path, 30)
+    checkpoint._remove(step_folder(tmp_path, 30))
+    assert best_checkpoint(tmp_path) == step_folder(tmp_path, 20)
+    prune_checkpoints(tmp_path, 40, 1, {30})
+    assert [checkpoint.step_of(f) for f in list_checkpoints(tmp_path)] == [20, 40]

@@ -125,7 +125,7 @@ def test_a_record_cut_anywhere_is_completed_from_any_checkpoint(tmp_path_factory
         os.truncate(path, int(left * path.stat().st_size))
         recorded = bodies(path)
         # the checkpoint is on disk before its event, so it may be one that has no event yet
-        last = order_key(recorded[-1]) if recorded else (-1, 0)
+        last = order_key(recorded[-1]) if recorded else (-1, 0, 0, 0)
         wanted = data.draw(st.sampled_from([None, 0, 4, 8, 12]), label="resumes from")
         there = wanted is None or order_key(sample(wanted)) <= last
         write(path, offered_from(wanted if there else None))

@@ -63,12 +63,12 @@ def test_a_pinned_one_outlives_every_pruning(folder: Path) -> None:
     checkpoints = Checkpoints("j", folder, set())
     assert checkpoints.pin(10, True).is_pinned
     assert checkpoints.pin(10, True).is_pinned
-    prune_checkpoints(folder, 30, keep=1, best_step=None)
-    assert steps(folder) == [10, 30]
+    prune_checkpoints(folder, 30, keep=1)
+    assert steps(folder) == [10, 20, 30]
     assert not checkpoints.pin(10, False).is_pinned
     assert not checkpoints.pin(10, False).is_pinned
-    prune_checkpoints(folder, 30, keep=1, best_step=None)
-    assert steps(folder) == [30]
+    prune_checkpoints(folder, 30, keep=1)
+    assert steps(folder) == [20, 30]
 
 
 @pytest.mark.parametrize("step", [11, -1, 10**18])
@@ -97,7 +97,7 @@ def test_a_pin_that_comes_while_its_checkpoint_is_pruned_wins_or_is_refused(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", pin_first)
-    prune_checkpoints(folder, 30, keep=1, best_step=20)
+    prune_checkpoints(folder, 30, keep=1, keep_steps={20})
     assert steps(folder) == [10, 20, 30]
     checkpoints.pin(10, False)
 
@@ -109,7 +109,7 @@ def test_a_pin_that_comes_while_its_checkpoint_is_pruned_wins_or_is_refused(
         return target
 
     monkeypatch.setattr(Path, "rename", pin_afterwards)
-    prune_checkpoints(folder, 30, keep=1, best_step=20)
+    prune_checkpoints(folder, 30, keep=1, keep_steps={20})
     assert steps(folder) == [20, 30]
     assert not list(folder.glob("*.pinned"))
 
@@ -144,7 +144,7 @@ def test_a_list_is_never_empty_while_one_replaces_the_other(tmp_path: Path) -> N
     def train() -> None:
         for step in range(2, 300):
             write(tmp_path, step)
-            prune_checkpoints(tmp_path, step, keep=1, best_step=None)
+            prune_checkpoints(tmp_path, step, keep=1)
         done.set()
 
     trainer = threading.Thread(target=train)

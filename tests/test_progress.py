@@ -1,6 +1,6 @@
 from fake_trainer import checkpoint, evaluation, started, step, tiny_config
 
-from nanogpt.training.events import Body, Event
+from nanogpt.training.events import Body, Divergence, Event
 from server.jobs.progress import Progress
 
 CONFIG = tiny_config(max_iters=20, eval_interval=10)
@@ -35,3 +35,11 @@ def test_remaining_time_counts_steps_and_evaluations() -> None:
     assert after(evaluation(0), step(8)).remaining_seconds(CONFIG) == 12 * 0.25 + 2 * 2.0
     assert after(evaluation(10), step(18)).remaining_seconds(CONFIG) == 2 * 0.25 + 2.0
     assert after(step(20), evaluation(20)).remaining_seconds(CONFIG) == 0
+
+
+def test_a_run_that_goes_back_has_done_fewer_steps() -> None:
+    skipped = Divergence(9, "skipped", 2.0, None, None, 1.0)
+    back = Divergence(10, "rolled_back", 2.0, None, 6, 0.5)
+    assert after(step(9), skipped).step == 9
+    assert after(step(9), skipped, back).step == 6
+    assert after(step(9), skipped, back, step(7)).step == 7

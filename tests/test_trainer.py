@@ -7,6 +7,7 @@ import os
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,11 +27,13 @@ from nanogpt.checkpoint import (
     step_folder,
 )
 from nanogpt.config import InvalidConfig, ModelConfig, TrainConfig
+from nanogpt.datasets.byte_length import mean_token_bytes
 from nanogpt.datasets.dataset import BadDataset, Dataset
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
 from nanogpt.training import trainer as trainer_module
 from nanogpt.training.batches import Batches, Stream
+from nanogpt.training.checkpoint_writer import CheckpointWriter
 from nanogpt.training.compile import compiled_forward
 from nanogpt.training.evaluate import Evaluator
 from nanogpt.training.events import CheckpointWritten, Evaluation, RunStarted, Sample, StepMetrics
@@ -57,6 +60,16 @@ def listed_peak():
 
 def run(directory, should_stop=lambda: False, log=lambda line: None):
     return train(directory, directory.read_spec(), should_stop=should_stop, log=log)
+
+
+def run_until(directory, step):
+    """Asks the run to stop as soon as it has taken that step."""
+    lines = []
+    return run(
+        directory,
+        should_stop=lambda: any(line.startswith(f"step {step}/") for line in lines),
+        log=lines.append,
+    )
 
 
 def newest(directory):
@@ -280,7 +293,7 @@ def test_only_steps_are_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "time", clock)
     monkeypatch.setattr(Evaluator, "__call__", advance(Evaluator.__call__, 100))
     monkeypatch.setattr(TrainingStep, "__call__", advance(TrainingStep.__call__, 1))
-    monkeypatch.setattr(checkpoint, "save_checkpoint", advance(checkpoint.save_checkpoint, 100))
+    monkeypatch.setattr(CheckpointWriter, "save", advance(CheckpointWriter.save, 100))
     directory = make_run(tmp_path, eval_interval=2, log_interval=3)
     run(directory)
     assert {s.step_seconds for s in bodies_of(directory, StepMetrics)} == {1.0}
@@ -303,6 +316,142 @@ def test_evaluating_only_ends_a_resumed_run_too(tmp_path):
     directory = make_run(tmp_path, max_iters=100, eval_only=True)
     assert run(directory) == ExitCode.DONE
     assert newest(directory).name == "step_000007"
+
+
+def test_patience_ends_a_run(tmp_path, monkeypatch):
+    """Only losses below the best by `min_delta` count; also over a restart."""
+    losses = iter([(3.0, 3.0), (2.0, 2.5), (1.0, 2.45), (1.0, 2.42), (1.0, 2.1)])
+    monkeypatch.setattr(Evaluator, "__call__", lambda *_: next(losses))
+    directory = make_run(tmp_path, eval_interval=2, early_stop_patience=2, early_stop_min_delta=0.1)
+    assert run_until(directory, step=3) == ExitCode.INTERRUPTED
+    assert run(directory) == ExitCode.EARLY_STOPPED
+    assert newest(directory).name == "step_000006"
+    meta = read_meta(newest(directory))
+    assert (meta.best_step, meta.best_val_loss) == (6, 2.42)
+    record = record_of(directory)
+    assert run(directory) == ExitCode.EARLY_STOPPED  # nothing is left to do
+    assert record_of(directory) == record
+
+
+def test_a_target_ends_a_run(tmp_path, monkeypatch):
+    losses = iter([(3.0, 3.0), (2.0, 2.5), (1.0, 2.0)])
+    monkeypatch.setattr(Evaluator, "__call__", lambda *_: next(losses))
+    directory = make_run(tmp_path, eval_interval=2, target_val_loss=2.5)
+    assert run(directory) == ExitCode.EARLY_STOPPED
+    assert newest(directory).name == "step_000002"
+
+
+@pytest.mark.parametrize(
+    ("limit", "last"),
+    [
+        ({"max_tokens": 64 * 5}, 5),
+        ({"max_tokens": 64 * 5 + 1}, 6),
+        ({"max_epochs": 0.1}, math.ceil(0.1 * 2376 / 64)),
+        ({"max_epochs": 0.1, "max_tokens": 64}, 1),
+    ],
+)
+def test_limits_end_a_run_with_an_evaluation(tmp_path, limit, last):
+    directory = make_run(tmp_path, eval_interval=100, **limit)
+    assert run(directory) == ExitCode.LIMIT_REACHED
+    assert [e.step for e in bodies_of(directory, Evaluation)] == [0, last]
+    assert newest(directory).name == f"step_{last:06d}"
+    assert bodies_of(directory, RunStarted)[0].max_iters == last
+    assert run(directory) == ExitCode.LIMIT_REACHED
+
+
+def test_a_limit_beyond_the_last_step_is_none(tmp_path):
+    directory = make_run(tmp_path, max_iters=3, max_tokens=64 * 3, max_seconds=1e6)
+    assert run(directory) == ExitCode.DONE
+
+
+def test_time_is_counted_over_attempts(tmp_path, monkeypatch):
+    """A step takes a second by this clock, and what is between attempts takes none."""
+    now = 0.0
+    clock = types.SimpleNamespace(perf_counter=lambda: now, time=lambda: 0.0)
+    monkeypatch.setattr(trainer_module, "time", clock)
+    real = TrainingStep.__call__
+
+    def step(*arguments, **more):
+        nonlocal now
+        now += 1.0
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(TrainingStep, "__call__", step)
+    directory = make_run(tmp_path, eval_interval=100, max_seconds=5)
+    assert run_until(directory, step=2) == ExitCode.INTERRUPTED
+    now += 1000.0
+    assert run(directory) == ExitCode.LIMIT_REACHED
+    assert [e.step for e in bodies_of(directory, Evaluation)] == [0, 5]
+    assert read_meta(newest(directory)).train["seconds"] == 5.0
+    assert run(directory) == ExitCode.LIMIT_REACHED
+    assert newest(directory).name == "step_000005"
+
+
+def test_the_whole_validation_split_is_evaluated():
+    """Every window once: the mean is that of one pass over all of them."""
+    torch.manual_seed(0)
+    shape = ModelConfig(block_size=16, vocab_size=65, n_layer=1, n_head=1, n_embd=16, bias=False)
+    model = GPT(shape).eval()
+    tokens = torch.randint(65, (16 * 7 + 5,)).to(torch.uint16).numpy()
+    config = TrainConfig(batch_size=3, block_size=16, eval_iters=1, eval_whole_split=True)
+    evaluator = Evaluator(tokens, tokens, config, lambda: False)
+    _, val_loss = evaluator(model, model, torch.float32)
+    x = torch.from_numpy(tokens.astype("int64"))
+    expected = model(x[: 16 * 7].view(7, 16), x[1 : 16 * 7 + 1].view(7, 16))[1].item()
+    assert val_loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_perplexity_and_bits_of_a_byte(tmp_path):
+    """A character of two bytes carries its bits over both."""
+    make_dataset(tmp_path / "datasets" / "tiny", "äb" * 600)
+    directory = make_run(tmp_path, max_iters=1)
+    run(directory)
+    evaluation = bodies_of(directory, Evaluation)[-1]
+    assert evaluation.val_perplexity == pytest.approx(math.exp(evaluation.val_loss))
+    bits = evaluation.val_loss / math.log(2) / 1.5
+    assert evaluation.val_bits_per_byte == pytest.approx(bits)
+
+
+def test_bytes_of_gpt2_tokens():
+    tokenizer = GPT2Tokenizer()
+    ids = [*tokenizer.encode("Hello wörld"), tokenizer.end_of_text_id]
+    expected = len("Hello wörld".encode()) / len(ids)
+    assert mean_token_bytes(tokenizer, np.array(ids, np.uint16)) == pytest.approx(expected)
+    padding = np.array([50_300], np.uint16)
+    assert mean_token_bytes(tokenizer, padding) is None
+
+
+def test_prompts_are_continued_at_each_evaluation(tmp_path):
+    prompts = ["the quick", "lazy"]
+    directory = make_run(tmp_path, max_iters=4, sample_prompts=prompts, sample_tokens=5)
+    run(directory)
+    samples = bodies_of(directory, Sample)
+    assert [(s.step, s.index, s.prompt) for s in samples] == [
+        (0, 0, "the quick"),
+        (0, 1, "lazy"),
+        (4, 0, "the quick"),
+        (4, 1, "lazy"),
+    ]
+    assert {len(s.text) for s in samples} == {5}
+    with pytest.raises(
+        InvalidConfig, match=r"sample_prompts\[1\]: .*vocabulary does not have: 'Z'"
+    ):
+        run(make_run(tmp_path, "unknown", sample_prompts=["ok", "Z"]))
+
+
+def test_muon_and_zero_projections_resume_bit_for_bit(tmp_path):
+    more = {**HARD, "optimizer": "muon", "zero_init_projections": True, "lr_schedule": "wsd"}
+    more["keep_checkpoints"] = 9
+    whole, stopped = make_run(tmp_path, "whole", **more), make_run(tmp_path, "stopped", **more)
+    run(whole)
+    run_until(stopped, step=3)
+    run(stopped)
+    assert without_checkpoints(stopped) == without_checkpoints(whole)
+    assert_same_state(stopped, whole)
+    start = load_model_state(step_folder(whole.checkpoints_path, 0))
+    projections = [w for n, w in start.items() if n.endswith("c_proj.weight")]
+    assert len(projections) == 4
+    assert not any(w.any() for w in projections)
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +493,7 @@ def test_a_finished_run_that_is_started_again_changes_nothing(tmp_path):
 def test_damaged_checkpoints_are_passed_over(undisturbed, tmp_path, damaged):
     """The run goes on from the one before, or from the start if there is none."""
     directory = make_run(tmp_path, keep_checkpoints=1, checkpoint_interval=4, **HARD)
-    run(directory, should_stop=lambda: len(bodies_of(directory, StepMetrics)) >= 9)
+    run_until(directory, step=9)
     folders = list_checkpoints(directory.checkpoints_path)
     assert len(folders) >= 2
     for folder in folders[-damaged:]:
@@ -431,7 +580,7 @@ def test_a_run_whose_last_event_is_not_on_disk_is_not_done(tmp_path, monkeypatch
 
     def write(file, data):
         nonlocal full
-        full = full or b'"kind": "checkpoint", "step": 12' in data
+        full = full or b'"kind": "checkpoint", "rollbacks": 0, "step": 12' in data
         if full:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real_write(file, data)
@@ -538,8 +687,10 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
         decay_lr=False,
         max_iters=100,
         checkpoint_interval=2,
+        max_skips=2,
+        max_rollbacks=0,
     )
-    with pytest.raises(Diverged, match=r"in step \d+; the newest checkpoint is step \d+"):
+    with pytest.raises(Diverged, match=r"after step \d+; .* last good checkpoint is step \d+"):
         run(directory)
     steps = bodies_of(directory, StepMetrics)
     assert all(math.isfinite(s.loss) and math.isfinite(s.grad_norm) for s in steps)
@@ -563,8 +714,9 @@ def test_what_is_not_finite_never_reaches_the_optimizer(poison):
 
     step = TrainingStep(model, optimizer, dtype=torch.float32, grad_clip=1.0, forward=forward)
     tokens = torch.randint(65, (1, 4, 16))
-    with pytest.raises(Diverged, match="loss is inf" if poison == "loss" else "gradient is"):
-        step(tokens, tokens)
+    result = step(tokens, tokens)
+    assert not result.applied
+    assert not math.isfinite(result.loss if poison == "loss" else result.grad_norm)
     assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
     assert not optimizer.state
 
@@ -594,7 +746,7 @@ def test_a_run_in_half_precision_resumes_bit_for_bit(tmp_path, dtype):
     whole = make_run(tmp_path, "whole", dtype=dtype, max_iters=6, **HARD)
     run(whole)
     stopped = make_run(tmp_path, "stopped", dtype=dtype, max_iters=6, **HARD)
-    run(stopped, should_stop=lambda: len(bodies_of(stopped, StepMetrics)) >= 3)
+    run_until(stopped, step=3)
     assert newest(stopped).name == "step_000003"
     run(stopped)
     assert without_checkpoints(stopped) == without_checkpoints(whole)
@@ -608,7 +760,7 @@ def test_a_run_in_half_precision_resumes_bit_for_bit(tmp_path, dtype):
 def test_a_measured_type_stays_for_the_whole_run(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "_bfloat16_is_faster", lambda where: True)
     directory = make_run(tmp_path, dtype="auto")
-    run(directory, should_stop=lambda: len(bodies_of(directory, StepMetrics)) >= 3)
+    run_until(directory, step=3)
     monkeypatch.setattr(device, "_bfloat16_is_faster", lambda where: False)
     run(directory)
     assert read_meta(newest(directory)).train["dtype"] == "bfloat16"
@@ -675,6 +827,36 @@ def test_metrics_are_copied_to_weights_and_biases(tmp_path, monkeypatch):
         "val/loss": evaluation.val_loss,
     }
     assert logged[1][1]["loss"] == bodies_of(directory, StepMetrics)[0].loss
+
+
+def test_metrics_are_copied_to_tensorboard(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            written.append(folder)
+
+        def add_scalar(self, name, value, step):
+            written.append((name, step))
+
+        def close(self):
+            written.append("closed")
+
+    module = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "tensorboardX", module)
+    directory = make_run(tmp_path, max_iters=1, tensorboard_log=True)
+    run(directory)
+    assert written[0] == str(directory.path / "tensorboard")
+    assert written[-1] == "closed"
+    assert {("val/loss", 0), ("loss", 1), ("lr", 1), ("grad_norm", 1)} < set(written[1:-1])
+
+
+def test_without_tensorboard_a_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    lines = []
+    directory = make_run(tmp_path, max_iters=1, tensorboard_log=True)
+    assert run(directory, log=lines.append) == ExitCode.DONE
+    assert len([line for line in lines if line.startswith("no metrics for TensorBoard")]) == 1
 
 
 @pytest.mark.parametrize("failure", ["missing", "offline"])

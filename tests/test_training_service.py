@@ -32,6 +32,7 @@ from fake_trainer import (
 from google.rpc import error_details_pb2, status_pb2
 
 from nanogpt.checkpoint import list_checkpoints, load_model, read_meta
+from nanogpt.training.events import Divergence, Evaluation, Event, Sample
 from nanogpt.training.run_directory import EventReader, ExitCode
 from protos.nanogpt.v1 import training_pb2 as pb
 from protos.nanogpt.v1 import training_pb2_grpc as pb_grpc
@@ -44,6 +45,7 @@ from server.jobs.service import JobService
 from server.jobs.submission import Submission
 from server.metrics import Metrics
 from server.models.monitor import ServingMonitor
+from server.services import training as training_service
 from server.services.training import TrainingService
 
 Code = grpc.StatusCode
@@ -729,3 +731,22 @@ async def test_a_dataset_that_breaks_after_train_fails_the_job(tmp_path: Path) -
         assert (change.state, change.reason) == (pb.Job.STATE_FAILED, pb.Job.REASON_BAD_DATASET)
         assert change.error
         assert str(tmp_path) not in change.error
+
+
+def test_events_on_the_wire() -> None:
+    body = Divergence(9, "rolled_back", None, 2.5, 6, 0.5)
+    sent = training_service._event(Event(7, 1.5, body, rollbacks=1)).divergence
+    assert sent == pb.Divergence(
+        step=9,
+        action=pb.Divergence.ACTION_ROLLED_BACK,
+        grad_norm=2.5,
+        rolled_back_to_step=6,
+        learning_rate_factor=0.5,
+    )
+    assert training_service._event(Event(1, 0.0, Sample(3, "a", "b", 2))).sample.index == 2
+    found = training_service._event(
+        Event(1, 0.0, Evaluation(3, 2.0, 1.0, True, 0.5, 1.25))
+    ).evaluation
+    assert (found.val_perplexity, found.val_bits_per_byte) == (pytest.approx(2.718282), 1.25)
+    found = training_service._event(Event(1, 0.0, Evaluation(3, 2.0, 1.0, True, 0.5))).evaluation
+    assert not found.HasField("val_bits_per_byte")

@@ -2,6 +2,7 @@
 
 from client.commands.figures import count, duration, percent, size, word
 from protos.nanogpt.v1.training_pb2 import (
+    Divergence,
     Job,
     RunStarted,
     StateChange,
@@ -24,9 +25,11 @@ def event_text(event: StreamMetricsResponse, max_iters: int) -> str:
         case "evaluation":
             found = event.evaluation
             best = ", the best so far" if found.is_best else ""
+            known = found.HasField("val_bits_per_byte")
+            bits = f", {found.val_bits_per_byte:.3f} bits/byte" if known else ""
             return (
                 f"step {count(found.step)}: train loss {found.train_loss:.4f}, "
-                f"val loss {found.val_loss:.4f}{best}"
+                f"val loss {found.val_loss:.4f}{best}{bits}"
             )
         case "checkpoint":
             written = event.checkpoint
@@ -36,6 +39,8 @@ def event_text(event: StreamMetricsResponse, max_iters: int) -> str:
         case "skipped":
             first, last = event.skipped.first_sequence, event.skipped.last_sequence
             return f"too slow for events {count(first)} to {count(last)}: left out"
+        case "divergence":
+            return divergence_text(event.divergence)
         case "state_change":
             return f"state: {state_change_text(event.state_change)}"
     return ""
@@ -48,6 +53,19 @@ def started_text(run: RunStarted) -> str:
         f"{run.tokenizer} tokens: {count(run.train_tokens)} train, {count(run.val_tokens)} val; "
         f"{count(run.max_iters)} steps of {count(run.tokens_per_step)}"
     )
+
+
+def divergence_text(found: Divergence) -> str:
+    """A step that was left out, or a return to an earlier one."""
+    loss = f"{found.loss:.4g}" if found.HasField("loss") else "not finite"
+    norm = f"{found.grad_norm:.4g}" if found.HasField("grad_norm") else "not finite"
+    if found.action == Divergence.ACTION_ROLLED_BACK:
+        return (
+            f"step {count(found.step)}: diverged, back to step "
+            f"{count(found.rolled_back_to_step)} with {found.learning_rate_factor:g} of the "
+            "learning rate"
+        )
+    return f"step {count(found.step + 1)}: left out, loss {loss}, gradient {norm}"
 
 
 def device_text(run: RunStarted) -> str:

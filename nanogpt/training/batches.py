@@ -82,6 +82,11 @@ class Prefetcher:
         self._next = self._thread.submit(self._read, self._step)
         return inputs, targets
 
+    def seek(self, step: int) -> None:
+        """Goes on with that step, forwards or backwards."""
+        self._step = step
+        self._next = self._thread.submit(self._read, step)
+
     def _read(self, step: int) -> tuple[Tensor, Tensor]:
         inputs, targets = self._batches.at(step)
         return to_device(inputs, self._device), to_device(targets, self._device)

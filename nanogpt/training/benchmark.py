@@ -124,6 +124,8 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
         for index in range(options.warmup_steps + options.steps):
             start = time.perf_counter()
             result = step(*prefetcher.next())
+            if not result.applied:
+                raise Diverged(f"the loss is {result.loss}, the gradient {result.grad_norm}")
             if where.type != "cpu":
                 torch.accelerator.synchronize(where)
             if index >= options.warmup_steps:

@@ -4,14 +4,18 @@ Fields are those of the messages of the same name in protos/nanogpt/v1/training.
 units are explained; times are seconds since 1970, None is unset.
 
 A run is deterministic, so a resumed run offers the same events again. Each event has a place in
-the run's order (step, then kind); the writer drops what is not after the last recorded place. The
-record therefore has no gap and no repeat, whatever checkpoint a run resumes from.
+the run's order (how often the run had gone back, step, kind, number); the writer drops what is not
+after the last recorded place. The record therefore has no gap and no repeat, whatever checkpoint a
+run resumes from. A run that went back to a checkpoint takes steps twice: they are events of their
+own, since it had gone back once more.
 """
 
 import json
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -62,6 +66,12 @@ class Evaluation:
     val_loss: float
     is_best: bool
     seconds: float
+    val_bits_per_byte: float | None = None
+
+    @property
+    def val_perplexity(self) -> float:
+        """exp(val_loss); infinite where that is no float."""
+        return math.exp(self.val_loss) if self.val_loss < 700 else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,7 @@ class Sample:
     step: int
     prompt: str
     text: str
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +95,27 @@ class CheckpointWritten:
     create_time: float
 
 
-Body = RunStarted | StepMetrics | Evaluation | Sample | CheckpointWritten
+class Action(StrEnum):
+    """What was done about a step that cannot be used."""
+
+    SKIPPED = "skipped"
+    ROLLED_BACK = "rolled_back"
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Loss or gradient were not what they should be; the weights did not change."""
+
+    step: int
+    action: str
+    """An `Action`."""
+    loss: float | None
+    grad_norm: float | None
+    rolled_back_to_step: int | None
+    learning_rate_factor: float
+
+
+Body = RunStarted | StepMetrics | Evaluation | Sample | CheckpointWritten | Divergence
 
 # in the order in which events of one step happen
 KINDS: dict[str, type[Body]] = {
@@ -93,6 +124,7 @@ KINDS: dict[str, type[Body]] = {
     "evaluation": Evaluation,
     "sample": Sample,
     "checkpoint": CheckpointWritten,
+    "divergence": Divergence,
 }
 KIND_NAMES = {body_type: name for name, body_type in KINDS.items()}
 RANKS = {body_type: rank for rank, body_type in enumerate(KINDS.values())}
@@ -105,12 +137,21 @@ class Event:
     sequence: int
     time: float
     body: Body
+    rollbacks: int = 0
+    """How often the run had gone back when it happened."""
 
 
-def order_key(body: Body) -> tuple[int, int]:
+OrderKey = tuple[int, int, int, int]
+
+
+def order_key(body: Body, rollbacks: int = 0) -> OrderKey:
     """The place of an event in its run: larger is later, equal is the same event."""
-    step = 0 if isinstance(body, RunStarted) else body.step
-    return step, RANKS[type(body)]
+    if isinstance(body, RunStarted):
+        return 0, 0, 0, 0
+    number = body.index if isinstance(body, Sample) else 0
+    if isinstance(body, Divergence) and body.action == Action.ROLLED_BACK:
+        number = 1  # after the last step that was left out
+    return rollbacks, body.step, RANKS[type(body)], number
 
 
 def to_json_line(event: Event) -> str:
@@ -119,6 +160,7 @@ def to_json_line(event: Event) -> str:
         "sequence": event.sequence,
         "time": event.time,
         "kind": KIND_NAMES[type(event.body)],
+        "rollbacks": event.rollbacks,
         **asdict(event.body),
     }
     return json.dumps(values, allow_nan=False) + "\n"
@@ -129,10 +171,11 @@ def from_json_line(line: str) -> Event:
     try:
         values = json.loads(line)
         sequence, when = values.pop("sequence"), values.pop("time")
+        rollbacks = values.pop("rollbacks", 0)
         body_type = KINDS[values.pop("kind")]
         if body_type is RunStarted:
             values["model_config"] = ModelConfig(**values["model_config"])
-        return Event(sequence, when, body_type(**values))
+        return Event(sequence, when, body_type(**values), rollbacks)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not an event: {line[:200]!r}") from error
 
@@ -150,17 +193,22 @@ class EventWriter:
         data = path.read_bytes()
         end = data.rfind(b"\n") + 1
         os.ftruncate(self._file, end)  # a line without its newline was cut by a crash
-        self._sequence, self._last_key = 0, (-1, 0)
+        self._sequence, self._last_key = 0, (-1, 0, 0, 0)
         if end:
             last = from_json_line(data[data.rfind(b"\n", 0, end - 1) + 1 : end].decode())
-            self._sequence, self._last_key = last.sequence, order_key(last.body)
+            self._sequence = last.sequence
+            self._last_key = order_key(last.body, last.rollbacks)
 
-    def append(self, body: Body) -> Event | None:
-        """Records an event and returns it, or returns None if the record is already past it."""
-        key = order_key(body)
+    def append(self, body: Body, rollbacks: int = 0, when: float | None = None) -> Event | None:
+        """Records an event and returns it, or returns None if the record is already past it.
+
+        `when` it happened defaults to now.
+        """
+        key = order_key(body, rollbacks)
         if key <= self._last_key:
             return None
-        event = Event(self._sequence + 1, time.time(), body)
+        now = time.time() if when is None else when
+        event = Event(self._sequence + 1, now, body, rollbacks)
         self._unwritten += to_json_line(event).encode()
         self._sequence, self._last_key = event.sequence, key
         try:

@@ -1,13 +1,17 @@
-"""Tells what happens in a run: to its record, to Weights & Biases, to whoever reads the log.
+"""Tells what happens in a run: to its record, to trackers, to whoever reads the log.
 
 It measures speed from the durations it is given, and decides nothing.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from nanogpt import device, flops
 from nanogpt.training.events import (
+    Action,
     CheckpointWritten,
+    Divergence,
     Evaluation,
     EventWriter,
     RunStarted,
@@ -17,11 +21,25 @@ from nanogpt.training.events import (
 from nanogpt.training.step import StepResult
 from nanogpt.training.tracking import Tracking
 
-StepBody = StepMetrics | Evaluation | Sample | CheckpointWritten
+StepBody = StepMetrics | Evaluation | Sample | CheckpointWritten | Divergence
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """Something that happened, not recorded yet."""
+
+    body: StepBody
+    figures: dict[str, float | None] | None
+    rollbacks: int
+    time: float
 
 
 class Report:
-    """One run's news. What the record has already is logged again and not recorded again."""
+    """One run's news. What the record has already is logged again and not recorded again.
+
+    While a checkpoint is being written, events are held back: its own has to come first, and only
+    if it was written. A crash in between loses none, since the resumed run offers them again.
+    """
 
     def __init__(self, events: EventWriter, tracking: Tracking, log: Callable[[str], None]) -> None:
         self._events = events
@@ -29,6 +47,9 @@ class Report:
         self._log = log
         self._durations: list[float] = []
         """Of the steps since the last step event, in seconds."""
+        self._held: list[_News] | None = None
+        self.rollbacks = 0
+        """How often the run has gone back so far; part of each event's place in the record."""
 
     def started(self, run: RunStarted) -> None:
         self._run = run
@@ -86,24 +107,58 @@ class Report:
             },
         )
 
-    def evaluated(self, evaluation: Evaluation, sample: Sample) -> None:
+    def evaluated(self, evaluation: Evaluation, samples: Sequence[Sample]) -> None:
         self._log(
             f"step {evaluation.step}: train loss {evaluation.train_loss:.4f}, "
             f"val loss {evaluation.val_loss:.4f}{' (best)' if evaluation.is_best else ''}, "
             f"{evaluation.seconds:.1f} s"
         )
-        self._log(f"step {sample.step}: the model writes {sample.text!r}")
+        for sample in samples:
+            self._log(f"step {sample.step}: {sample.prompt!r} is continued with {sample.text!r}")
         losses: dict[str, float | None] = {
             "train/loss": evaluation.train_loss,
             "val/loss": evaluation.val_loss,
         }
         self.record(evaluation, losses)
-        self.record(sample)
+        for sample in samples:
+            self.record(sample)
+
+    def diverged(self, event: Divergence) -> None:
+        """Tells of a step that was left out, or that the run goes back."""
+        what = f"loss {event.loss}, gradient {event.grad_norm}"
+        if event.action == Action.SKIPPED:
+            self._log(f"step {event.step + 1}: left out: {what}")
+        else:
+            self._log(
+                f"step {event.step}: back to step {event.rolled_back_to_step} with "
+                f"{event.learning_rate_factor:g} of the learning rate: {what}"
+            )
+        self.record(event)
 
     def record(self, body: StepBody, figures: dict[str, float | None] | None = None) -> None:
         """Records an event, and tracks its figures if the record did not have it yet."""
-        if self._events.append(body) is not None and figures is not None:
-            self._tracking.add(body.step, figures)
+        news = _News(body, figures, self.rollbacks, time.time())
+        if self._held is None:
+            self._record(news)
+        else:
+            self._held.append(news)
+
+    def hold(self) -> None:
+        """Keeps events in memory from now on, in order, until `release`."""
+        self._held = []
+
+    def release(self, first: CheckpointWritten | None, rollbacks: int) -> None:
+        """Records the event `first`, of a run that had gone back so often, then those held back."""
+        held, self._held = self._held or [], None
+        if first is not None:
+            self._record(_News(first, None, rollbacks, time.time()))
+        for news in held:
+            self._record(news)
+
+    def _record(self, news: _News) -> None:
+        event = self._events.append(news.body, news.rollbacks, news.time)
+        if event is not None and news.figures is not None:
+            self._tracking.add(news.body.step, news.figures)
 
     def sync(self) -> None:
         """Waits until all that was recorded is on the disk. Raises OSError."""

@@ -3,18 +3,18 @@
 Plain recomputation of the whole text for each token: short and rare enough not to need a cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from nanogpt.config import InvalidConfig, Violation
 from nanogpt.model import GPT
-from nanogpt.tokenizer import Tokenizer
+from nanogpt.tokenizer import Tokenizer, UnknownCharacters
 from nanogpt.training.batches import Stream
 from nanogpt.training.evaluate import Interrupted
 from nanogpt.training.step import autocast
 
-NUM_TOKENS = 64
 TEMPERATURE = 0.8  # as nanoGPT samples
 
 
@@ -22,23 +22,26 @@ TEMPERATURE = 0.8  # as nanoGPT samples
 def write_sample(
     model: GPT,
     tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
     *,
+    num_tokens: int,
     seed: int,
     step: int,
+    index: int,
     dtype: torch.dtype,
     should_stop: Callable[[], bool],
-) -> tuple[str, str]:
-    """A prompt, and what the model writes after it.
+) -> str:
+    """What the model writes after a prompt, which is the run's number `index`.
 
-    A pure function of weights, seed and step. Raises Interrupted as soon as a stop is asked for.
+    A pure function of weights, prompt, seed, step and index. Raises Interrupted as soon as a stop
+    is asked for.
     """
-    draws = np.random.default_rng((seed, Stream.SAMPLE, step))
-    prompt_id = start_id(tokenizer)
-    ids = [prompt_id]
+    draws = np.random.default_rng((seed, Stream.SAMPLE, step, index))
+    ids = list(prompt_ids)
     was_training = model.training
     model.eval()
     try:
-        for _ in range(NUM_TOKENS):
+        for _ in range(num_tokens):
             if should_stop():
                 raise Interrupted
             window = torch.tensor([ids[-model.config.block_size :]], device=model.device)
@@ -50,7 +53,20 @@ def write_sample(
             ids.append(int(np.searchsorted(totals, draw, side="right")))
     finally:
         model.train(was_training)
-    return tokenizer.decode([prompt_id]), tokenizer.decode(ids[1:])
+    return tokenizer.decode(ids[len(prompt_ids) :])
+
+
+def prompts_of(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of the prompts; without any, one that is the start of a text. Raises InvalidConfig."""
+    prompts, found = [], []
+    for index, text in enumerate(texts):
+        try:
+            prompts.append(tokenizer.encode(text))
+        except UnknownCharacters as error:
+            found.append(Violation(f"sample_prompts[{index}]", f"has {error}"))
+    if found:
+        raise InvalidConfig(found)
+    return prompts or [[start_id(tokenizer)]]
 
 
 def start_id(tokenizer: Tokenizer) -> int:

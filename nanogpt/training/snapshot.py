@@ -4,6 +4,7 @@ Taken between two steps only. The learning rate and the data are pure functions 
 seed, so they have no state to save.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -25,10 +26,23 @@ class Progress:
     val_loss: float | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
+    reference_val_loss: float | None = None
+    """What an evaluation has to improve on, and how many in a row have not."""
+    stale_evaluations: int = 0
+    good_step: int | None = None
+    """Step of the newest checkpoint that the run planned, to which it goes back."""
+    skips: int = 0
+    """Steps left out in a row."""
+    rollbacks: int = 0
+    """How often the run has gone back."""
 
-    def evaluated(self, val_loss: float) -> bool:
+    def evaluated(self, val_loss: float, min_delta: float = 0.0) -> bool:
         """Takes in an evaluation at the current step; returns whether it is the best so far."""
         self.evaluated_step, self.val_loss = self.step, val_loss
+        if self.reference_val_loss is None or val_loss < self.reference_val_loss - min_delta:
+            self.reference_val_loss, self.stale_evaluations = val_loss, 0
+        else:
+            self.stale_evaluations += 1
         is_best = self.best_val_loss is None or val_loss < self.best_val_loss
         if is_best:
             self.best_val_loss, self.best_step = val_loss, self.step
@@ -43,6 +57,10 @@ class Snapshot:
     dtype: str
     """Arithmetic type in use, also where the config lets it be measured."""
     scaler: dict[str, Any]
+    window: dict[str, list[float]]
+    """Latest losses and gradient norms: `divergence.Window`."""
+    seconds: float
+    """Duration of the run so far, over all attempts."""
     config: dict[str, Any]
     dataset: dict[str, Any]
     torch_version: str
@@ -53,7 +71,9 @@ class Snapshot:
         return cls(**{**values, "progress": Progress(**values["progress"])})
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Just as it comes back from a file, where a tuple is a list."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
 
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:

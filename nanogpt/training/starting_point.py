@@ -3,8 +3,10 @@
 Reads and checks; it changes nothing on disk and does not train.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from nanogpt.checkpoint import (
 )
 from nanogpt.config import InvalidConfig, TrainConfig, Violation
 from nanogpt.datasets.dataset import BadDataset, Dataset
-from nanogpt.model import GPT, crop_block_size
+from nanogpt.model import GPT, crop_block_size, zero_init_projections
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.training.run_directory import RunDirectory, RunSpec
 from nanogpt.training.snapshot import Snapshot, dataset_identity
@@ -61,15 +63,27 @@ def find_starting_point(
     )
     if newest is not None:
         log(f"resuming from {newest.name}")
-        meta = read_meta(newest)
-        snapshot = Snapshot.from_json(meta.train or {})
-        _check_resume(meta, snapshot, spec.config, dataset, log)
-        config = replace(meta.model_config, dropout=spec.config.dropout)
-        model = build_model(config, load_model_state(newest))
-        return StartingPoint(model, Resumed(meta, snapshot, load_train_state(newest)))
+        model, resumed = read_checkpoint(newest, spec.config)
+        _check_resume(resumed.meta, resumed.snapshot, spec.config, dataset, log)
+        return StartingPoint(model, resumed)
     if spec.init_checkpoint is not None:
         return StartingPoint(_fine_tuned_model(directory, spec, dataset))
-    return StartingPoint(GPT(spec.config.model_config(num_vocab_rows(dataset.tokenizer))))
+    model = GPT(spec.config.model_config(num_vocab_rows(dataset.tokenizer)))
+    if spec.config.zero_init_projections:
+        zero_init_projections(model)
+    return StartingPoint(model)
+
+
+def read_checkpoint(folder: Path, config: TrainConfig) -> tuple[GPT, Resumed]:
+    """The weights of a run's checkpoint and all else it goes on with, on the CPU.
+
+    Raises CheckpointDamaged.
+    """
+    meta = read_meta(folder)
+    model_config = replace(meta.model_config, dropout=config.dropout)
+    model = build_model(model_config, load_model_state(folder))
+    snapshot = Snapshot.from_json(meta.train or {})
+    return model, Resumed(meta, snapshot, load_train_state(folder))
 
 
 def num_vocab_rows(tokenizer: Tokenizer) -> int:
@@ -113,7 +127,8 @@ def _check_resume(
         )
     environment = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     before = {**snapshot.config, "torch": snapshot.torch_version, "threads": snapshot.threads}
-    for name, value in {**config.to_mapping(), **environment}.items():
+    now = json.loads(json.dumps(config.to_mapping()))  # a tuple is a list in the checkpoint
+    for name, value in {**now, **environment}.items():
         if before.get(name) != value:
             log(f"changed since the checkpoint: {name} was {before.get(name)!r}, is {value!r}")
 

@@ -21,8 +21,12 @@ Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Inputs and targets, (B, T) each, to logits (B, T, V) and the mean loss."""
 
 
+Accept = Callable[[float, float], bool]
+"""Whether a step of this loss and gradient norm, both finite, may change the weights."""
+
+
 class Diverged(ArithmeticError):
-    """The loss or the gradient is not finite; the weights are those before the step."""
+    """Training cannot go on: losses or gradients are not finite, or far from those before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class StepResult:
     grad_norm: float
     """Global norm of the gradient before clipping."""
     clipped: bool
+    applied: bool = True
+    """Whether the weights were updated; if not, they are those before the step."""
 
 
 class TrainingStep:
@@ -56,11 +62,13 @@ class TrainingStep:
         # small float16 gradients would become 0: https://arxiv.org/abs/1710.03740
         self._scaler = torch.amp.GradScaler(model.device.type, enabled=dtype == torch.float16)
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> StepResult:
-        """Takes one step on token ids (A, B, T). Raises Diverged.
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, accept: Accept = lambda loss, grad_norm: True
+    ) -> StepResult:
+        """Takes one step on token ids (A, B, T).
 
-        A float16 step whose gradients overflow is repeated with half the loss scale, so that each
-        call is exactly one update.
+        What is not finite, or not accepted, does not reach the optimizer. A float16 step whose
+        gradients overflow is repeated with half the loss scale.
         """
         while True:
             loss, grad_norm = self._backward(inputs, targets)
@@ -68,13 +76,11 @@ class TrainingStep:
             if not (overflowed and self._scaler.is_enabled() and self._scaler.get_scale() > 1.0):
                 break
             self._scaler.update()
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss}")
-        if not math.isfinite(grad_norm):
-            raise Diverged(f"the norm of the gradient is {grad_norm}")
-        self._scaler.step(self._optimizer)
+        applied = math.isfinite(loss) and math.isfinite(grad_norm) and accept(loss, grad_norm)
+        if applied:
+            self._scaler.step(self._optimizer)
         self._scaler.update()
-        return StepResult(loss, grad_norm, 0 < self._grad_clip < grad_norm)
+        return StepResult(loss, grad_norm, 0 < self._grad_clip < grad_norm, applied)
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Leaves the clipped gradient in the weights; returns the loss and the norm before."""

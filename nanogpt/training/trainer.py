@@ -7,20 +7,26 @@ stop, it does not know.
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nanogpt import checkpoint, device
-from nanogpt.checkpoint import CheckpointMeta
+from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta
 from nanogpt.config import InvalidConfig, TrainConfig, Violation
+from nanogpt.datasets.byte_length import mean_token_bytes
 from nanogpt.datasets.dataset import Dataset
 from nanogpt.training.batches import Batches, Prefetcher, Stream
+from nanogpt.training.checkpoint_writer import CheckpointWriter, written
 from nanogpt.training.compile import compiled_forward
+from nanogpt.training.divergence import Window
 from nanogpt.training.evaluate import Evaluator, Interrupted
 from nanogpt.training.events import (
-    CheckpointWritten,
+    Action,
+    Divergence,
     Evaluation,
     EventWriter,
     RunStarted,
@@ -29,7 +35,7 @@ from nanogpt.training.events import (
 from nanogpt.training.optimizer import make_optimizer, set_learning_rate
 from nanogpt.training.report import Report
 from nanogpt.training.run_directory import STARTED_PREFIX, ExitCode, RunDirectory, RunSpec
-from nanogpt.training.sample import write_sample
+from nanogpt.training.sample import prompts_of, write_sample
 from nanogpt.training.schedule import learning_rate
 from nanogpt.training.snapshot import (
     Progress,
@@ -38,7 +44,7 @@ from nanogpt.training.snapshot import (
     restore_tensors,
     take_tensors,
 )
-from nanogpt.training.starting_point import Resumed, find_starting_point
+from nanogpt.training.starting_point import Resumed, find_starting_point, read_checkpoint
 from nanogpt.training.step import Diverged, StepResult, TrainingStep
 from nanogpt.training.tracking import Tracking
 
@@ -50,14 +56,14 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     log: Callable[[str], None] = print,
 ) -> ExitCode:
-    """Trains until the end (DONE) or until a stop is asked for (INTERRUPTED).
+    """Trains until a stop is asked for (INTERRUPTED) or the end: DONE, or one of the early ones.
 
     Goes on from the newest valid checkpoint if there is one, and writes one either way. Raises
     InvalidConfig, BadDataset, Diverged, and whatever torch raises when memory runs out.
     """
     with ExitStack() as stack:
         events = stack.enter_context(EventWriter(directory.metrics_path))
-        tracking = Tracking(spec.config, spec.job_id, log)
+        tracking = Tracking(spec.config, spec.job_id, directory.path, log)
         stack.callback(tracking.close)
         report = Report(events, tracking, log)
         return Trainer(directory, spec, report, should_stop, log).run()
@@ -87,6 +93,9 @@ class Trainer:
             stream=Stream.TRAIN,
         )
         self._evaluator = Evaluator(train_tokens, val_tokens, config, should_stop)
+        self._val_token_bytes = mean_token_bytes(dataset.tokenizer, val_tokens)
+        self._prompts = prompts_of(config.sample_prompts, dataset.tokenizer)
+        self._last_step = last_step(config, len(train_tokens))
         where = _pick_device(config)
 
         checkpoint.sweep_unfinished(self._checkpoints)
@@ -105,124 +114,231 @@ class Trainer:
             grad_clip=config.grad_clip,
             forward=self._forward,
         )
+        self._window = Window(config.spike_threshold)
+        self._writer = CheckpointWriter(self._checkpoints, config.keep_checkpoints, report, log)
         self._progress = Progress()
-        self._saved: CheckpointMeta | None = None
+        self._started, self._earlier_seconds = time.perf_counter(), 0.0
         report.started(self._describe_run())
         if start.resumed is not None:
-            self._restore(start.resumed)
+            self._go_on(start.resumed)
+        self._first_step = self._progress.step
         log(f"{STARTED_PREFIX}{self._progress.step}")
 
     def run(self) -> ExitCode:
-        """The loop. One turn is one optimizer update; checkpoints lie between two turns."""
-        config, progress = self._config, self._progress
-        with Prefetcher(self._batches, self._model.device, progress.step) as batches:
+        """The loop. One turn is one step; checkpoints lie between two turns."""
+        with (
+            self._writer as writer,
+            Prefetcher(self._batches, self._model.device, self._progress.step) as batches,
+        ):
             while True:
+                writer.poll()
+                time_is_up = self._time_is_up()
                 try:
-                    evaluated = self._evaluation_is_due() and self._evaluate()
+                    evaluated = self._evaluation_is_due(time_is_up) and self._evaluate()
                 except Interrupted:
-                    self._save_if_possible(announce=False)  # the evaluation is still to come
+                    self._save(announce=False)  # the evaluation is still to come
                     return ExitCode.INTERRUPTED
-                if config.eval_only or progress.step >= config.max_iters:
+                except Diverged as error:
+                    self._go_back(error, batches)
+                    continue
+                is_due = self._checkpoint_is_due(evaluated)
+                if is_due and not self._progress.skips:
+                    self._progress.good_step = self._progress.step
+                if (ending := self._ending(time_is_up)) is not None:
                     self._save()
+                    writer.wait()
                     self._report.sync()  # nobody will offer the last event again
-                    return ExitCode.DONE
+                    return ending
                 if self._should_stop():
-                    self._save_if_possible()
+                    self._save()
                     return ExitCode.INTERRUPTED
-                if self._checkpoint_is_due(evaluated):
-                    self._save_if_possible()
+                if is_due:
+                    self._save()
+                self._update(batches)
 
-                rate = learning_rate(config, progress.step)
-                result = self._update(batches, rate)
-                if progress.step % config.log_interval == 0 or progress.step == config.max_iters:
-                    self._report.stepped(progress.step, rate, result)
-
-    def _update(self, batches: Prefetcher, rate: float) -> StepResult:
+    def _update(self, batches: Prefetcher) -> None:
+        """Takes a step, or leaves it out, or goes back to a checkpoint."""
+        config, progress = self._config, self._progress
         started = time.perf_counter()
-        set_learning_rate(self._optimizer, rate)
-        inputs, targets = batches.next()
-        try:
-            result = self._step(inputs, targets)
-        except Diverged as error:
-            kept = "none" if self._saved is None else f"step {self._saved.step}"
-            raise Diverged(
-                f"{error} in step {self._progress.step + 1}; the newest checkpoint is {kept}; "
-                "a lower learning_rate, more warmup_iters or grad_clip may help"
-            ) from error
-        self._progress.step += 1
+        rate = learning_rate(config, progress.step) * self._rate_factor()
+        set_learning_rate(self._optimizer, config, rate)
+        result = self._step(*batches.next(), accept=self._window.accepts)
         self._report.timed(time.perf_counter() - started)
-        return result
+        if not result.applied:
+            self._leave_out(result)
+            if progress.skips >= config.max_skips:
+                what = f"{progress.skips} steps in a row could not be used"
+                reason = f"{what}, the last with loss {result.loss:.4g}"
+                error = Diverged(f"{reason} and gradient norm {result.grad_norm:.4g}")
+                self._go_back(error, batches, result)
+            return
+        self._window.add(result.loss, result.grad_norm)
+        progress.step += 1
+        progress.skips = 0
+        if progress.step % config.log_interval == 0 or progress.step == self._last_step:
+            self._report.stepped(progress.step, rate, result)
 
-    def _evaluation_is_due(self) -> bool:
+    def _leave_out(self, result: StepResult) -> None:
+        """Counts a step whose loss or gradient cannot be used; the weights stay as they are."""
+        event = self._describe_divergence(Action.SKIPPED, result)
+        self._report.diverged(event)
+        self._progress.step += 1
+        self._progress.skips += 1
+
+    def _go_back(
+        self, error: Diverged, batches: Prefetcher, result: StepResult | None = None
+    ) -> None:
+        """Goes on from the last good checkpoint with a lower learning rate. Raises Diverged.
+
+        A crash before the end of this finds the checkpoints of before, and comes here again.
+        """
+        config, progress = self._config, self._progress
+        self._writer.wait_quietly()
+        folder = self._last_good_checkpoint()
+        kept = "none" if folder is None else f"step {checkpoint.step_of(folder)}"
+        if folder is None or progress.rollbacks >= config.max_rollbacks:
+            self._report.sync()
+            raise Diverged(
+                f"{error}, after step {progress.step}; it went back {progress.rollbacks} times; "
+                f"the last good checkpoint is {kept}; a lower learning_rate, more warmup_iters or "
+                "grad_clip may help"
+            ) from error
+        model, resumed = read_checkpoint(folder, config)
+        rollbacks = progress.rollbacks + 1
+        factor = config.rollback_lr_factor**rollbacks
+        event = self._describe_divergence(Action.ROLLED_BACK, result)
+        event = replace(event, rolled_back_to_step=resumed.meta.step, learning_rate_factor=factor)
+        self._report.diverged(event)
+        checkpoint.drop_newer(self._checkpoints, resumed.meta.step)
+        self._model.load_state_dict(model.state_dict())
+        self._restore(resumed)
+        self._progress.rollbacks = self._report.rollbacks = rollbacks
+        self._progress.skips = 0
+        self._save()  # from here on, a crash does not come this way again
+        batches.seek(self._progress.step)
+
+    def _last_good_checkpoint(self) -> Path | None:
+        """The newest planned one, or if it cannot be used the newest that can."""
+        if (good_step := self._progress.good_step) is not None:
+            folder = checkpoint.step_folder(self._checkpoints, good_step)
+            with suppress(CheckpointDamaged, FileNotFoundError):
+                checkpoint.verify(folder)
+                return folder
+        return checkpoint.newest_valid(self._checkpoints)
+
+    def _rate_factor(self) -> float:
+        return self._config.rollback_lr_factor**self._progress.rollbacks
+
+    def _evaluation_is_due(self, time_is_up: bool) -> bool:
         step, config = self._progress.step, self._config
-        scheduled = step % config.eval_interval == 0 or step >= config.max_iters
+        scheduled = step % config.eval_interval == 0 or step >= self._last_step or time_is_up
         return config.eval_only or (scheduled and step != self._progress.evaluated_step)
 
     def _evaluate(self) -> bool:
-        """Measures both losses and writes a sample; all of it or nothing. Returns True.
+        """Measures both losses and writes samples; all of it or nothing. Returns True.
 
-        Raises Interrupted if a stop is asked for meanwhile.
+        Raises Interrupted if a stop is asked for meanwhile, Diverged if a loss is not finite.
         """
         started = time.perf_counter()
         train_loss, val_loss = self._evaluator(self._model, self._forward, self._dtype)
         seconds = time.perf_counter() - started
         step = self._progress.step
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-            raise Diverged(f"the loss is {train_loss} (train), {val_loss} (val) after step {step}")
-        prompt, text = write_sample(
+            raise Diverged(f"the loss is {train_loss} (train), {val_loss} (val)")
+        samples = [self._write_sample(index, ids) for index, ids in enumerate(self._prompts)]
+        is_best = self._progress.evaluated(val_loss, self._config.early_stop_min_delta)
+        token_bytes = self._val_token_bytes
+        bits = None if token_bytes is None else val_loss / math.log(2) / token_bytes
+        self._report.evaluated(
+            Evaluation(step, train_loss, val_loss, is_best, seconds, bits), samples
+        )
+        return True
+
+    def _write_sample(self, index: int, prompt_ids: list[int]) -> Sample:
+        text = write_sample(
             self._model,
             self._dataset.tokenizer,
+            prompt_ids,
+            num_tokens=self._config.sample_tokens,
             seed=self._config.seed,
-            step=step,
+            step=self._progress.step,
+            index=index,
             dtype=self._dtype,
             should_stop=self._should_stop,
         )
-        is_best = self._progress.evaluated(val_loss)
-        self._report.evaluated(
-            Evaluation(step, train_loss, val_loss, is_best, seconds), Sample(step, prompt, text)
-        )
-        return True
+        prompt = self._dataset.tokenizer.decode(prompt_ids)
+        return Sample(self._progress.step, prompt, text, index)
+
+    def _ending(self, time_is_up: bool) -> ExitCode | None:
+        """How the run ends now, or None if it goes on."""
+        config, progress = self._config, self._progress
+        if config.eval_only or progress.step >= config.max_iters:
+            return ExitCode.DONE
+        patience, target = config.early_stop_patience, config.target_val_loss
+        if 0 < patience <= progress.stale_evaluations:
+            return ExitCode.EARLY_STOPPED
+        if progress.val_loss is not None and progress.val_loss <= target:
+            return ExitCode.EARLY_STOPPED
+        if progress.step >= self._last_step or time_is_up:
+            return ExitCode.LIMIT_REACHED
+        return None
+
+    def _seconds(self) -> float:
+        """Duration of the run over all attempts, without what a crash undid."""
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+    def _time_is_up(self) -> bool:
+        """An attempt that begins too late still takes a step, unless its losses are known."""
+        progress, limit = self._progress, self._config.max_seconds
+        is_new = progress.step > self._first_step or progress.step == progress.evaluated_step
+        return 0 < limit <= self._seconds() and is_new
 
     def _checkpoint_is_due(self, evaluated: bool) -> bool:
         step, interval = self._progress.step, self._config.checkpoint_interval
         improved = self._progress.best_step == step or self._config.always_save_checkpoint
-        return (evaluated and improved) or (interval > 0 and step > 0 and step % interval == 0)
-
-    def _save_if_possible(self, announce: bool = True) -> None:
-        """A full disk costs a checkpoint, not the run: the one before is still whole."""
-        try:
-            self._save(announce)
-        except OSError as error:
-            self._log(f"step {self._progress.step}: no checkpoint: {error}")
+        if evaluated and improved:
+            return True
+        return 0 < step != self._progress.good_step and interval > 0 and step % interval == 0
 
     def _save(self, announce: bool = True) -> None:
-        """Writes a checkpoint of this step, or only its meta if the step has one already."""
-        folder = checkpoint.step_folder(self._checkpoints, self._progress.step)
-        self._report.sync()  # a run that resumes from here does not repeat what came before
-        meta, saved = self._describe_checkpoint(), self._saved
-        if saved is None or saved.step != meta.step:
-            tensors = take_tensors(self._model, self._optimizer)
-            meta = checkpoint.save_checkpoint(folder, meta, self._model.state_dict(), tensors)
-        else:
-            meta = replace(meta, files=saved.files, create_time=saved.create_time)
-            if meta != saved:
-                checkpoint.write_meta(folder, meta)
-        self._saved = meta
-        self._log(f"step {meta.step}: checkpoint {folder.name}, {meta.size_bytes:,} bytes")
-        if announce:
-            self._report.record(_written(meta))
-        checkpoint.prune_checkpoints(
-            self._checkpoints, meta.step, self._config.keep_checkpoints, meta.best_step
+        """Starts to write a checkpoint. A full disk costs it, not the run."""
+        progress = self._progress
+        needed = {step for step in (progress.best_step, progress.good_step) if step is not None}
+        self._writer.save(
+            self._describe_checkpoint(), self._take_state, keep_steps=needed, announce=announce
         )
 
-    def _restore(self, resumed: Resumed) -> None:
-        """Goes on where a checkpoint was taken. The random numbers come last."""
-        self._progress, self._saved = resumed.snapshot.progress, resumed.meta
-        if not self._evaluation_is_due():
+    def _take_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self._model.state_dict(), take_tensors(self._model, self._optimizer)
+
+    def _go_on(self, resumed: Resumed) -> None:
+        """Takes up a run where an earlier attempt left it."""
+        self._restore(resumed)
+        self._earlier_seconds = resumed.snapshot.seconds
+        if not self._evaluation_is_due(time_is_up=False):
             # a crash may have come between the checkpoint and its event
-            self._report.record(_written(resumed.meta))
+            self._report.record(written(resumed.meta))
+
+    def _restore(self, resumed: Resumed) -> None:
+        """The state in which a checkpoint was taken, but for weights. Random numbers come last."""
+        self._progress, self._writer.saved = resumed.snapshot.progress, resumed.meta
+        self._report.rollbacks = self._progress.rollbacks
+        self._window.load_state(resumed.snapshot.window)
         self._step.load_scaler_state(resumed.snapshot.scaler)
         restore_tensors(self._model, self._optimizer, resumed.tensors)
+
+    def _describe_divergence(self, action: Action, result: StepResult | None) -> Divergence:
+        def finite(value: float) -> float | None:
+            return value if math.isfinite(value) else None
+
+        return Divergence(
+            step=self._progress.step,
+            action=action,
+            loss=None if result is None else finite(result.loss),
+            grad_norm=None if result is None else finite(result.grad_norm),
+            rolled_back_to_step=None,
+            learning_rate_factor=self._rate_factor(),
+        )
 
     def _describe_run(self) -> RunStarted:
         where, meta = self._model.device, self._dataset.meta
@@ -239,15 +355,17 @@ class Trainer:
             dtype=device.dtype_name(self._dtype),
             peak_flops=peak.flops,
             peak_source=peak.source,
-            max_iters=self._config.max_iters,
+            max_iters=self._last_step,
         )
 
     def _describe_checkpoint(self) -> CheckpointMeta:
         progress = self._progress
         snapshot = Snapshot(
-            progress=progress,
+            progress=replace(progress),
             dtype=device.dtype_name(self._dtype),
             scaler=self._step.scaler_state(),
+            window=self._window.state(),
+            seconds=self._seconds(),
             config=self._config.to_mapping(),
             dataset=dataset_identity(self._dataset),
             torch_version=torch.__version__,
@@ -262,14 +380,19 @@ class Trainer:
             best_step=progress.best_step,
             create_time=time.time(),
             job_id=self._job_id,
+            rollbacks=progress.rollbacks,
             train=snapshot.to_json(),
         )
 
 
-def _written(meta: CheckpointMeta) -> CheckpointWritten:
-    return CheckpointWritten(
-        meta.step, meta.val_loss, meta.is_best, meta.size_bytes, meta.create_time
-    )
+def last_step(config: TrainConfig, train_tokens: int) -> int:
+    """Steps after which the first of the limits on steps, tokens and epochs is reached."""
+    limits = [float(config.max_iters)]
+    if config.max_tokens:
+        limits.append(config.max_tokens / config.tokens_per_step)
+    if config.max_epochs:
+        limits.append(config.max_epochs * train_tokens / config.tokens_per_step)
+    return math.ceil(min(limits))
 
 
 def _pick_device(config: TrainConfig) -> torch.device:

@@ -3,7 +3,15 @@
 from dataclasses import dataclass, replace
 
 from nanogpt.config import TrainConfig
-from nanogpt.training.events import CheckpointWritten, Evaluation, Event, RunStarted, StepMetrics
+from nanogpt.training.events import (
+    Action,
+    CheckpointWritten,
+    Divergence,
+    Evaluation,
+    Event,
+    RunStarted,
+    StepMetrics,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,9 @@ class Progress:
         now = replace(self, sequence=event.sequence)
         if isinstance(body, RunStarted):
             return replace(now, run=body)
+        if isinstance(body, Divergence) and body.action == Action.ROLLED_BACK:
+            # the steps since then are taken again; the lowest loss may not be reached again
+            return replace(now, step=body.rolled_back_to_step or 0)
         now = replace(now, step=max(self.step, body.step))
         if isinstance(body, StepMetrics):
             return replace(now, latest_step=body)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from nanogpt.checkpoint import (
     CheckpointDamaged,
+    best_checkpoint,
     newest_valid,
     publish_model,
     read_meta,
-    step_folder,
 )
 from nanogpt.training.run_directory import RunDirectory
 from server.errors import DataLoss
@@ -30,10 +30,8 @@ def publish_best(run: RunDirectory, job_id: str, model_folder: Path) -> None:
     newest = newest_valid(run.checkpoints_path)
     if newest is None:
         raise DataLoss("checkpoint", job_id, f"no checkpoint of job {job_id} is whole")
-    best_step = read_meta(newest).best_step
-    best = newest if best_step is None else step_folder(run.checkpoints_path, best_step)
     try:
-        publish_model(best, model_folder)
+        publish_model(best_checkpoint(run.checkpoints_path) or newest, model_folder)
     except (CheckpointDamaged, FileNotFoundError):
         publish_model(newest, model_folder)
 

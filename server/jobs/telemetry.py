@@ -47,8 +47,8 @@ class RunTelemetry:
         """Takes in one new event."""
         metrics, body = self._all_runs.metrics, event.body
         if isinstance(body, StepMetrics):
-            metrics.train_steps_total.inc(body.step - self._step)
-            metrics.train_tokens_total.inc(body.tokens - self._tokens)
+            metrics.train_steps_total.inc(max(0, body.step - self._step))
+            metrics.train_tokens_total.inc(max(0, body.tokens - self._tokens))
             self._step, self._tokens = body.step, body.tokens
             self._all_runs.show_speed(self, body)
             metrics.train_step_seconds.observe(body.step_seconds)

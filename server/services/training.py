@@ -14,6 +14,7 @@ from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.config import Violation
 from nanogpt.training.events import (
     CheckpointWritten,
+    Divergence,
     Evaluation,
     Event,
     RunStarted,
@@ -161,6 +162,8 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
 
 def _submission(request: pb.TrainRequest) -> Submission:
     config = {spec.name: value for spec, value in request.config.ListFields()}
+    if "sample_prompts" in config:
+        config["sample_prompts"] = list(config["sample_prompts"])
     if "compile" in config:
         config["compile"] = COMPILE_SWITCHES.get(config["compile"].lower(), config["compile"])
     return Submission(
@@ -290,6 +293,8 @@ def _event(event: Event) -> pb.StreamMetricsResponse:
             message.sample.CopyFrom(pb.Sample(**asdict(body)))
         case CheckpointWritten() as body:
             message.checkpoint.CopyFrom(_checkpoint(body, body.is_best))
+        case Divergence() as body:
+            message.divergence.CopyFrom(_divergence(body))
     return message
 
 
@@ -305,7 +310,11 @@ def _step(body: StepMetrics) -> pb.StepMetrics:
 
 
 def _evaluation(body: Evaluation) -> pb.Evaluation:
-    return pb.Evaluation(**asdict(body))
+    return pb.Evaluation(**asdict(body), val_perplexity=body.val_perplexity)
+
+
+def _divergence(body: Divergence) -> pb.Divergence:
+    return pb.Divergence(**{**asdict(body), "action": f"ACTION_{body.action.upper()}"})
 
 
 def _checkpoint(found: CheckpointWritten | CheckpointMeta, is_best: bool) -> pb.Checkpoint:
