@@ -66,9 +66,11 @@ def detokenize(token_ids: Sequence[int], *, model: str = "") -> Call[str]:
     return rpc.DETOKENIZE.call(request, lambda response: response.text)
 
 
-def score(text: str | Sequence[int], *, model: str = "") -> Call[ScoreResponse]:
-    """Log-probability of each token of a text, or of token ids."""
-    return rpc.SCORE.call(score_request(text, model), lambda response: response)
+def score(
+    text: str | Sequence[int], *, model: str = "", top_logprobs: int | None = None
+) -> Call[ScoreResponse]:
+    """Log-probability of each token of a text, or of token ids, and the likeliest in its place."""
+    return rpc.SCORE.call(score_request(text, model, top_logprobs), lambda response: response)
 
 
 def benchmark_inference(target: InferenceBenchmark) -> Call[BenchmarkResponse]:
@@ -163,9 +165,13 @@ def model(name: str) -> Call[Model]:
     return rpc.GET_MODEL.call(GetModelRequest(name=name), lambda response: response.model)
 
 
-def load(name: str) -> Call[Model]:
-    """Loads a model and keeps it in memory; returns once it can generate."""
-    return rpc.LOAD_MODEL.call(LoadModelRequest(name=name), lambda response: response.model)
+def load(name: str, *, precision: str = "") -> Call[Model]:
+    """Loads a model and keeps it in memory; returns once it can generate.
+
+    `precision` is "float32", "bfloat16", "int8" or "int4"; the server's setting if it is empty.
+    """
+    request = LoadModelRequest(name=name, precision=precision)
+    return rpc.LOAD_MODEL.call(request, lambda response: response.model)
 
 
 def unload(name: str) -> Call[Model]:

@@ -14,7 +14,6 @@ from protos.nanogpt.v1.inference_pb2 import (
     SamplingParams,
     ScoreRequest,
     StoppingParams,
-    TokenIds,
 )
 from protos.nanogpt.v1.training_pb2 import TrainConfig, TrainRequest
 
@@ -55,6 +54,11 @@ class GenerateOptions(TypedDict, total=False):
     context_overflow: str  # "roll", "stop" or "exact"
     logprobs: bool
     top_logprobs: int
+    prompt_logprobs: int | None
+    echo: bool
+    priority: int | None
+    use_prefix_cache: bool | None
+    max_draft_tokens: int | None
 
 
 def generate_request(
@@ -73,6 +77,9 @@ def generate_request(
         stopping=_part(StoppingParams, values),
         response=_part(ResponseOptions, values),
         num_samples=num_samples,
+        priority=options.get("priority"),
+        use_prefix_cache=options.get("use_prefix_cache"),
+        max_draft_tokens=options.get("max_draft_tokens"),
     )
     if isinstance(prompt, str):
         request.prompt = prompt
@@ -86,11 +93,14 @@ def _part(kind: type[M], values: Mapping[str, Any]) -> M:
     return kind(**{name: values[name] for name in kind.DESCRIPTOR.fields_by_name if name in values})
 
 
-def score_request(text: str | Sequence[int], model: str) -> ScoreRequest:
+def score_request(text: str | Sequence[int], model: str, top_logprobs: int | None) -> ScoreRequest:
     """A request to score text or token ids."""
+    request = ScoreRequest(model=model, top_logprobs=top_logprobs)
     if isinstance(text, str):
-        return ScoreRequest(model=model, text=text)
-    return ScoreRequest(model=model, token_ids=TokenIds(ids=text))
+        request.text = text
+    else:
+        request.token_ids.ids.extend(text)
+    return request
 
 
 def train_request(

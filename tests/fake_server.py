@@ -254,7 +254,13 @@ class FakeServer(
 
     def Score(self, request, context):
         self._receive(request, context)
-        return inference.ScoreResponse(loss=1.5)
+        return inference.ScoreResponse(
+            logprobs=[inference.TokenLogprob(token_id=1, logprob=-1.5, rank=2)],
+            loss=1.5,
+            perplexity=4.4817,
+            bits_per_byte=2.164,
+            weight_version=2000,
+        )
 
     # Training
 

@@ -30,7 +30,8 @@ from protos.nanogpt.v1.datasets_pb2 import (
     DatasetInProgress,
     DatasetSpec,
 )
-from protos.nanogpt.v1.inference_pb2 import BenchmarkRequest, GenerateRequest
+from protos.nanogpt.v1.inference_pb2 import BenchmarkRequest, GenerateRequest, ScoreRequest
+from protos.nanogpt.v1.models_pb2 import LoadModelRequest
 from protos.nanogpt.v1.training_pb2 import (
     Job,
     ListJobsRequest,
@@ -122,6 +123,34 @@ def test_sample_sends_what_it_is_told(server, run, tmp_path):
     assert request.sampling.seed == 42
     assert request.sampling.HasField("temperature") and request.sampling.temperature == 0
     assert request.stopping.stop_strings == ["\n\n"]
+
+
+def test_sample_sends_how_it_is_to_be_served(server, run):
+    run("sample", "--priority=5", "--use_prefix_cache=false", "--max_draft_tokens=4", "--echo")
+    (request,) = server.asked(GenerateRequest)
+    assert (request.priority, request.max_draft_tokens) == (5, 4)
+    assert request.HasField("use_prefix_cache") and not request.use_prefix_cache
+    assert request.response.echo and not request.response.HasField("prompt_logprobs")
+
+
+def test_score_says_how_likely_a_text_is(server, run, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Où êtes-vous ?", "utf-8")
+    code, out, _ = run("score", f"FILE:{path}", "--model=bard", "--top_logprobs=2")
+    assert code == 0
+    assert out == (
+        "1 tokens at step 2,000: loss 1.5000 nats a token, perplexity 4.482, 2.1640 bits a byte\n"
+    )
+    (request,) = server.asked(ScoreRequest)
+    assert (request.text, request.model, request.top_logprobs) == ("Où êtes-vous ?", "bard", 2)
+    code, out, _ = run("score", "--json", "once")
+    assert objects(out)[0]["logprobs"][0]["rank"] == 2
+
+
+def test_a_model_is_loaded_in_a_precision(server, run):
+    code, _, _ = run("load", "bard", "--precision=int8")
+    (request,) = server.asked(LoadModelRequest)
+    assert (code, request.name, request.precision) == (0, "bard", "int8")
 
 
 def test_several_samples_come_whole_and_in_order(server, run):

@@ -1,6 +1,7 @@
 """Reading command lines: precedence, types, and errors that say what was meant. No server."""
 
 import json
+import shlex
 
 import pytest
 from hypothesis import given
@@ -261,7 +262,7 @@ def test_help_of_a_command_has_every_key(capsys, command):
 def test_examples_are_read_and_commands_load(command):
     assert callable(command.load())
     for example in command.examples:
-        name, *words = example.replace('"To be"', "To").split()
+        name, *words = shlex.split(example)
         read(name, *words)
 
 

@@ -76,6 +76,15 @@ def server():
 # The table of methods
 
 
+SCORED = inference_pb2.ScoreResponse(
+    logprobs=[inference_pb2.TokenLogprob(token_id=1, logprob=-1.5, rank=2)],
+    loss=1.5,
+    perplexity=4.4817,
+    bits_per_byte=2.164,
+    weight_version=2000,
+)
+
+
 def test_the_table_has_every_rpc_of_the_protos():
     table = {m.path: m for m in vars(methods).values() if isinstance(m, Method)}
     rpcs = {
@@ -170,7 +179,9 @@ def test_every_option_of_the_protos_can_be_given():
         inference_pb2.ResponseOptions,
     )
     fields = {name for part in parts for name in part.DESCRIPTOR.fields_by_name}
-    assert set(GenerateOptions.__annotations__) == fields | {"model"}
+    own = set(inference_pb2.GenerateRequest.DESCRIPTOR.fields_by_name)
+    own -= {"prompt", "prompt_token_ids", "sampling", "stopping", "response", "num_samples"}
+    assert set(GenerateOptions.__annotations__) == fields | own
 
 
 def test_options_reach_their_part_of_the_request():
@@ -186,6 +197,9 @@ def test_options_reach_their_part_of_the_request():
             "stop_strings": ["\n\n"],
             "context_overflow": "exact",
             "logprobs": True,
+            "prompt_logprobs": 0,
+            "priority": -3,
+            "use_prefix_cache": False,
         },
     )
     assert request.prompt_token_ids.ids == [1, 2]
@@ -196,6 +210,9 @@ def test_options_reach_their_part_of_the_request():
     assert request.stopping.stop_strings == ["\n\n"]
     assert request.stopping.context_overflow == inference_pb2.CONTEXT_OVERFLOW_EXACT
     assert request.response.logprobs
+    assert request.response.HasField("prompt_logprobs")
+    assert (request.priority, request.use_prefix_cache) == (-3, False)
+    assert not request.HasField("max_draft_tokens")
     assert (request.model, request.num_samples) == ("bard", 3)
 
 
@@ -212,7 +229,7 @@ def test_an_option_that_does_not_exist_is_refused():
     [
         (lambda c: c.tokenize("ab"), [97, 98]),
         (lambda c: c.detokenize([97, 98], model="bard"), "ab"),
-        (lambda c: c.score("ab"), inference_pb2.ScoreResponse(loss=1.5)),
+        (lambda c: c.score([1, 2], top_logprobs=3), SCORED),
         (lambda c: c.delete_model("bard"), None),
         (lambda c: c.delete_dataset("plays"), None),
     ],

@@ -26,7 +26,8 @@ def models(options: Options) -> ExitCode:
 
 def load(options: Options) -> ExitCode:
     with connect(options) as client:
-        _show(client.load(options.arguments[0]), options)
+        precision = options.text("precision")
+        _show(client.load(options.arguments[0], precision=precision), options)
     return ExitCode.DONE
 
 
@@ -40,7 +41,8 @@ def _show(model: Model, options: Options) -> None:
     if options.flag("json"):
         print_json(model)
     else:
-        print(f"{model.name}: {_state(model)}")
+        held = f" in {model.precision}" if model.precision else ""
+        print(f"{model.name}: {_state(model)}{held}")
 
 
 def _state(model: Model) -> str:

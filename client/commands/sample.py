@@ -15,12 +15,26 @@ from client.requests import GenerateOptions
 from protos.nanogpt.v1.inference_pb2 import GenerateResponse, Started
 
 SEPARATOR = "-" * 50
-SAMPLING_KEYS = ("model", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+OPTION_KEYS = (
+    "model",
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "priority",
+    "use_prefix_cache",
+    "max_draft_tokens",
+    "top_logprobs",
+    "prompt_logprobs",
+    "echo",
+)
 
 
 def sample(options: Options) -> ExitCode:
-    prompt = _prompt(options.text("start"))
-    asked: dict[str, Any] = {name: options[name] for name in SAMPLING_KEYS}
+    prompt = text_of(options.text("start"))
+    asked: dict[str, Any] = {name: options[name] for name in OPTION_KEYS}
     asked["model"] = options.text("model")
     if options.text("stop"):
         asked["stop_strings"] = [options.text("stop")]
@@ -37,11 +51,11 @@ def sample(options: Options) -> ExitCode:
     return ExitCode.DONE
 
 
-def _prompt(start: str) -> str:
-    """The text to continue, read from a file if it names one. Raises UsageError."""
-    if not start.startswith("FILE:"):
-        return start
-    path = Path(start.removeprefix("FILE:"))
+def text_of(words: str) -> str:
+    """A text, read from a file if it is FILE:PATH. Raises UsageError."""
+    if not words.startswith("FILE:"):
+        return words
+    path = Path(words.removeprefix("FILE:"))
     try:
         return path.read_text("utf-8")
     except OSError as error:

@@ -146,9 +146,28 @@ SAMPLE = Command(
         Key("min_p", FLOAT, None, "Drop tokens less likely than this share of the likeliest."),
         Key("seed", UINT64, None, "Seeds the draws; random if empty."),
         Key("stop", TEXT, None, "Stop when this text appears."),
+        Key("priority", INT32, 0, "Who goes first while several wait: the lowest number."),
+        Key("use_prefix_cache", BOOL, True, "Do not compute again what earlier prompts did."),
+        Key("max_draft_tokens", INT32, 0, "Tokens to guess ahead, for repetitive text."),
+        Key("top_logprobs", INT32, None, "With --json: likeliest tokens in place of each."),
+        Key("prompt_logprobs", INT32, None, "With --json: the same for the prompt's tokens."),
+        Key("echo", BOOL, False, "With --json: return the prompt and its tokens."),
         *CALL_KEYS,
     ),
     ('sample --start="To be" --max_new_tokens=100', "sample --start=FILE:prompt.txt --top_p=0.9"),
+)
+
+SCORE = Command(
+    "score",
+    "Says how likely a model finds a text.",
+    "score:score",
+    (Argument("TEXT", "to score, or FILE:PATH for the text of a file"),),
+    (
+        MODEL,
+        Key("top_logprobs", INT32, None, "With --json: likeliest tokens in place of each."),
+        *CALL_KEYS,
+    ),
+    ('score "To be, or not to be"', "score FILE:page.txt --model=bard"),
 )
 
 INFERENCE_BENCH_KEYS = (
@@ -279,6 +298,7 @@ COMMANDS = (
     TRAIN,
     WATCH,
     SAMPLE,
+    SCORE,
     BENCH,
     Command("jobs", "Lists jobs, newest first.", "jobs:jobs", (), CALL_KEYS),
     Command(
@@ -309,7 +329,15 @@ COMMANDS = (
     *CHECKPOINTS,
     Command("models", "Lists models, newest first.", "models:models", (), CALL_KEYS),
     Command(
-        "load", "Loads a model and keeps it in memory.", "models:load", (MODEL_NAME,), CALL_KEYS
+        "load",
+        "Loads a model and keeps it in memory.",
+        "models:load",
+        (MODEL_NAME,),
+        (
+            Key("precision", TEXT, None, "float32, bfloat16, int8 or int4; the server's if empty."),
+            *CALL_KEYS,
+        ),
+        ("load bard", "load bard --precision=int8"),
     ),
     Command("unload", "Frees a model's memory.", "models:unload", (MODEL_NAME,), CALL_KEYS),
     EXPORT,
