@@ -1,5 +1,10 @@
 """GGUF files, read by the package of those who made the format, hold what we put there."""
 
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +16,11 @@ from torch import Tensor
 
 from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.config import ModelConfig
-from nanogpt.interop.gguf import NotRepresentable, export_gguf, gguf_name
+from nanogpt.interop.gguf import export_gguf, gguf_name
 from nanogpt.interop.gpt2_vocabulary import merges, vocabulary
 from nanogpt.interop.weights import with_biases
 from nanogpt.model import GPT
-from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
+from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
 
 # a width whose vectors do not end where the alignment wants the next to begin; padding rows
 CONFIG = ModelConfig(block_size=17, vocab_size=50304, n_layer=2, n_head=2, n_embd=6, bias=False)
@@ -84,9 +89,109 @@ def test_metadata(reader: gguf.GGUFReader) -> None:
     assert value(keys.Tokenizer.ADD_BOS) is False
 
 
-def test_a_char_model_is_refused(tmp_path: Path) -> None:
-    tokenizer = CharTokenizer(["a", "b"])
-    meta = CheckpointMeta(step=1, model_config=CONFIG, tokenizer=tokenizer.to_json())
-    with pytest.raises(NotRepresentable, match="single characters"):
-        export_gguf(tmp_path, "bard", meta, our_weights())
-    assert list(tmp_path.iterdir()) == []
+def test_a_char_model_keeps_its_ids(tmp_path: Path) -> None:
+    characters = ["\0", "\n", " ", "!", "\\", "a", "é", "𓂀"]
+    config = replace(CONFIG, vocab_size=16)
+    torch.manual_seed(0)
+    weights = GPT(config).state_dict()
+    tokenizer = CharTokenizer(characters).to_json()
+    export_gguf(tmp_path, "bard", CheckpointMeta(1, config, tokenizer), weights)
+    reader = gguf.GGUFReader(tmp_path / "bard.gguf")
+
+    def value(key: str) -> Any:
+        field = reader.get_field(key)
+        assert field is not None, key
+        return field.contents()
+
+    escaped = ["\\x00", "\\x0a", " ", "!", "\\x5c", "a", "\\xc3\\xa9", "\\xf0\\x93\\x82\\x80"]
+    assert value(gguf.Keys.Tokenizer.LIST) == escaped
+    assert value(gguf.Keys.Tokenizer.MODEL) == "rwkv"
+    assert value(gguf.Keys.Tokenizer.UNK_ID) == 2
+    assert reader.get_field(gguf.Keys.Tokenizer.EOS_ID) is None
+    [embedding] = [t.data for t in reader.tensors if t.name == "token_embd.weight"]
+    np.testing.assert_array_equal(embedding, weights["transformer.wte.weight"][:8].numpy())
+
+
+# llama.cpp itself
+
+TEXT = "To be, or not to be: that is the question.\n"
+
+LLAMA_CPP = """
+import json, sys, urllib.request
+import xllamacpp
+
+path, prompt, text, count = json.loads(sys.argv[1])
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.warmup = path, 256, 1, False
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(params)
+
+def post(method, **values):
+    request = urllib.request.Request(
+        f"{server.listening_address}/{method}",
+        json.dumps(values).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+found = [
+    post("completion", prompt=p, n_predict=count, temperature=0, return_tokens=True)
+    for p in (prompt, text)
+]
+found.append(post("tokenize", content=text))
+print(json.dumps([[answer["tokens"], answer.get("content")] for answer in found]))
+"""
+
+
+def trained_model(tokenizer: Tokenizer) -> GPT:
+    """A small network that has seen TEXT often enough to be sure of it."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        block_size=128, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=32, bias=False
+    )
+    model = GPT(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ids = torch.tensor(tokenizer.encode(TEXT * 4)[:129])
+    for _ in range(40):
+        _, loss = model(ids[None, :-1], ids[None, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def greedy(model: GPT, prompt: list[int], count: int) -> tuple[list[int], float]:
+    """The likeliest continuation, and by how much each token of it was the likeliest, at least."""
+    ids, margins = list(prompt), []
+    for _ in range(count):
+        inputs = torch.tensor([ids])
+        logits, likeliest = model(inputs, inputs)[0][0, -1].topk(2)
+        margins.append(float(logits[0] - logits[1]))
+        ids.append(int(likeliest[0]))
+    return ids[len(prompt) :], min(margins)
+
+
+@pytest.mark.skipif(
+    find_spec("xllamacpp") is None,
+    reason="llama.cpp is not installed: pip install 'nanogpt-service[bench]'",
+)
+@pytest.mark.parametrize("tokenizer", [CharTokenizer.from_text(TEXT), GPT2Tokenizer()])
+def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Of token ids and of text. llama.cpp approximates GELU, which moves logits by less than 0.01
+    here, so the network has to be surer than that. In a process of its own, which it may stop."""
+    model, text = trained_model(tokenizer), TEXT[:20]
+    prompt = tokenizer.encode(text)
+    expected, margin = greedy(model, prompt, 24)
+    assert margin > 0.1
+    meta = CheckpointMeta(40, model.config, tokenizer.to_json())
+    export_gguf(tmp_path, "bard", meta, model.state_dict())
+    request = json.dumps([str(tmp_path / "bard.gguf"), prompt, text, 24])
+    ran = subprocess.run(
+        (sys.executable, "-c", LLAMA_CPP, request), capture_output=True, text=True, timeout=100
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    of_ids, of_text, tokenized = json.loads(ran.stdout.splitlines()[-1])
+    assert of_ids == of_text == [expected, tokenizer.decode(expected)]
+    assert tokenized[0] == prompt

@@ -1,13 +1,14 @@
 """Hugging Face GPT-2 folders come in and go out again, or are refused clearly."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 
@@ -17,12 +18,14 @@ from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
 from nanogpt.inference.torch_runner import TorchRunner
+from nanogpt.interop import hugging_face
 from nanogpt.interop.hugging_face import (
     export_hugging_face,
     hugging_face_config,
     import_hugging_face,
     to_hugging_face,
 )
+from nanogpt.interop.weights import shapes_of
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
 
@@ -142,6 +145,138 @@ def test_round_trip_through_hugging_face(tmp_path: Path, bias: bool) -> None:
     torch.testing.assert_close(logits_of(imported_config, state), expected, rtol=0, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(theirs(TOKENS).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_what_came_in_goes_out_equal(tmp_path: Path) -> None:
+    theirs = their_model(activation_function="gelu")
+    theirs.save_pretrained(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    config, state = import_hugging_face(tmp_path / "in")
+    meta = meta_of(config, CharTokenizer([chr(i) for i in range(30, 95)]))
+    export_hugging_face(tmp_path / "out", "any", meta, state)
+    expected = load_file(tmp_path / "in" / "model.safetensors")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        assert torch.equal(again(TOKENS).logits, theirs(TOKENS).logits)
+
+
+# https://huggingface.co/openai-community/gpt2 and its siblings -medium, -large, -xl
+PUBLISHED = {
+    "gpt2": ((12, 12, 768), 124_439_808),
+    "gpt2-medium": ((24, 16, 1024), 354_823_168),
+    "gpt2-large": ((36, 20, 1280), 774_030_080),
+    "gpt2-xl": ((48, 25, 1600), 1_557_611_200),
+}
+
+
+def published_header(folder: Path, size: str, embedding_rows: int) -> None:
+    """A folder as OpenAI's weights are published in, zeros that take no room on the disk.
+
+    The embedding comes last, so it is the last tensor whose shape is looked at.
+    """
+    (n_layer, n_head, n_embd), _ = PUBLISHED[size]
+    values = {
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "n_ctx": 1024,
+        "n_positions": 1024,
+        "vocab_size": 50257,
+        "layer_norm_epsilon": 1e-5,
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "n_embd": n_embd,
+    }
+    (folder / "config.json").write_text(json.dumps(values))
+    c = n_embd
+    shapes = {"wpe.weight": (1024, c), "ln_f.weight": (c,), "ln_f.bias": (c,)}
+    block = {
+        "ln_1.weight": (c,),
+        "ln_1.bias": (c,),
+        "attn.bias": (1, 1, 1024, 1024),  # the mask, which is no weight
+        "attn.c_attn.weight": (c, 3 * c),
+        "attn.c_attn.bias": (3 * c,),
+        "attn.c_proj.weight": (c, c),
+        "attn.c_proj.bias": (c,),
+        "ln_2.weight": (c,),
+        "ln_2.bias": (c,),
+        "mlp.c_fc.weight": (c, 4 * c),
+        "mlp.c_fc.bias": (4 * c,),
+        "mlp.c_proj.weight": (4 * c, c),
+        "mlp.c_proj.bias": (c,),
+    }
+    for i in range(n_layer):
+        shapes |= {f"h.{i}.{name}": shape for name, shape in block.items()}
+    shapes["wte.weight"] = (embedding_rows, c)
+    write_zeros(folder / "model.safetensors", shapes)
+
+
+def write_zeros(path: Path, shapes: dict[str, tuple[int, ...]], **header: Any) -> None:
+    """A safetensors file of float32 zeros, one tensor after another, as a hole in the disk."""
+    end, entries = 0, {}
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps({**entries, **header}).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_every_published_size_has_the_shapes_of_its_configuration(
+    tmp_path: Path, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole table is compared, and nothing is read before that."""
+    published_header(tmp_path, size, embedding_rows=50256)
+    with pytest.raises(ValueError, match=r"wte\.weight has shape \[50256, .* asks for \[50257, "):
+        import_hugging_face(tmp_path)
+
+    published_header(tmp_path, size, embedding_rows=50257)
+
+    class Compared(Exception):
+        """The shapes are right."""
+
+    def reads_a_weight(name: str) -> None:
+        raise Compared
+
+    monkeypatch.setattr(hugging_face, "own", reads_a_weight)
+    with pytest.raises(Compared):
+        import_hugging_face(tmp_path)
+    (n_layer, n_head, n_embd), parameters = PUBLISHED[size]
+    config = ModelConfig(1024, 50257, n_layer, n_head, n_embd, bias=True)
+    assert sum(map(math.prod, shapes_of(config).values())) == parameters
+
+
+WHOLE = {"dtype": "F32", "shape": [16, 32], "data_offsets": [0, 2048]}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"data_offsets": [0, 1 << 50]},  # beyond the file
+        {"data_offsets": [2048, 0]},
+        {"data_offsets": [-1, 2047]},
+        {"data_offsets": [0, 1024]},  # less than the shape needs
+        {"shape": [1 << 40, 1 << 40]},  # the product overflows
+        {"shape": [-16, 32]},
+        {"dtype": "F1024"},
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, lie: dict[str, Any]) -> None:
+    save_folder(tmp_path, hugging_face_state())
+    write_zeros(tmp_path / "model.safetensors", {"a": (16, 32)}, a={**WHOLE, **lie})
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+        import_hugging_face(tmp_path)
+
+
+def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    save_folder(tmp_path, hugging_face_state())
+    write_zeros(tmp_path / "model.safetensors", {"a": (16, 32)}, b=WHOLE)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+        import_hugging_face(tmp_path)
 
 
 def test_half_precision_is_widened(tmp_path: Path) -> None:

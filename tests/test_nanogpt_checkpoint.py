@@ -5,6 +5,7 @@ import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -69,6 +70,35 @@ def test_nanogpt_checkpoint(tmp_path: Path, prefix: str, bias: bool) -> None:
     assert all(torch.equal(state[name], expected[name]) for name in expected)
     assert state["lm_head.weight"] is state["transformer.wte.weight"]
     logits_of(imported_config, state)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_came_in_goes_out_equal(tmp_path: Path, bias: bool) -> None:
+    config = ModelConfig(16, 65, 2, 2, 32, dropout=0.2, bias=bias)
+    came = nanogpt_checkpoint(config)
+    torch.save(came, tmp_path / "ckpt.pt")
+    imported_config, state = import_nanogpt(tmp_path / "ckpt.pt")
+    tokenizer = CharTokenizer([chr(i) for i in range(30, 95)]).to_json()
+    meta = CheckpointMeta(250, imported_config, tokenizer, best_val_loss=1.5)
+    (tmp_path / "out").mkdir()
+    export_nanogpt(tmp_path / "out", "shakespeare_char", meta, state)
+    went = torch.load(tmp_path / "out" / "ckpt.pt", weights_only=True)
+    assert went["model"].keys() == came["model"].keys()
+    assert all(torch.equal(went["model"][name], came["model"][name]) for name in came["model"])
+    for name in ("model_args", "iter_num"):
+        assert went[name] == came[name]
+    assert went["best_val_loss"] == came["best_val_loss"].item()
+
+
+def test_a_tensor_larger_than_its_bytes_is_refused(tmp_path: Path) -> None:
+    torch.save(nanogpt_checkpoint(), tmp_path / "whole.pt")
+    path = tmp_path / "ckpt.pt"
+    with ZipFile(tmp_path / "whole.pt") as whole, ZipFile(path, "w") as lying:
+        for name in whole.namelist():
+            data = whole.read(name)
+            lying.writestr(name, data[:4] if "/data/" in name else data)
+    with pytest.raises(ValueError, match=r"ckpt\.pt"):
+        import_nanogpt(path)
 
 
 class RunsCode:

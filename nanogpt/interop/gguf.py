@@ -1,4 +1,4 @@
-"""llama.cpp's single file, out only: architecture gpt2, float32, GPT-2's tokenizer.
+"""llama.cpp's single file, out only: architecture gpt2, float32, either tokenizer.
 
     header, metadata (key, type, value), names and places of tensors, tensors aligned to 32 bytes
 
@@ -8,6 +8,12 @@ Names and keys: https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/c
 llama.cpp computes the tanh approximation of GELU and this network the exact one; no key can tell
 it to. The two differ by less than 5e-4 anywhere, as when nanoGPT loads GPT-2, so the logits of
 another program are close to ours and not equal. The file says so in `general.description`.
+
+Characters travel as a vocabulary of the kind that RWKV has: of a text llama.cpp takes the longest
+token that fits, which is one character, and unlike its other kinds this one has no end of text
+unless the file names one. A character that the model does not know is read as a space, or as the
+first character if there is no space, since llama.cpp stops the process where nothing stands for it.
+https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp (LLAMA_VOCAB_TYPE_RWKV)
 """
 
 import struct
@@ -22,7 +28,7 @@ from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.config import ModelConfig
 from nanogpt.interop.gpt2_vocabulary import merges, vocabulary
 from nanogpt.interop.weights import EMBEDDING, with_biases
-from nanogpt.tokenizer import GPT2Tokenizer, tokenizer_from_json
+from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_json
 
 Value = str | bool | int | float | Sequence[str] | Sequence[int]
 
@@ -49,10 +55,6 @@ OF_A_BLOCK = {
 }
 
 
-class NotRepresentable(ValueError):
-    """The model has something that the format cannot say; the text is written for the caller."""
-
-
 class ValueType(IntEnum):
     """Types of metadata that are used here, by their numbers in the format."""
 
@@ -75,20 +77,15 @@ def export_gguf(folder: Path, name: str, meta: CheckpointMeta, state: dict[str, 
     """Writes NAME.gguf, which llama.cpp runs.
 
     Rows of the embedding beyond the tokenizer's tokens stay behind, since llama.cpp would sample
-    them. Raises NotRepresentable for a char model.
+    them.
     """
     tokenizer = tokenizer_from_json(meta.tokenizer)
-    if not isinstance(tokenizer, GPT2Tokenizer):
-        raise NotRepresentable(
-            "GGUF has no tokenizer of single characters: llama.cpp's nearest one takes one of them "
-            "for the end of the text; export hugging_face or nanogpt"
-        )
     tensors = {
         gguf_name(ours): weight for ours, weight in with_biases(meta.model_config, state).items()
     }
     embedding = gguf_name(EMBEDDING)
     tensors[embedding] = tensors[embedding][: tokenizer.vocab_size]
-    metadata = {**_network(name, meta.model_config), **_tokenizer(tokenizer)}
+    metadata = {**_network(name, meta.model_config), **_vocabulary(tokenizer)}
     with (folder / f"{name}.gguf").open("wb") as file:
         write_gguf(file, metadata, tensors)
 
@@ -137,8 +134,12 @@ def _network(name: str, config: ModelConfig) -> dict[str, Value]:
     }
 
 
-def _tokenizer(tokenizer: GPT2Tokenizer) -> dict[str, Value]:
-    end = tokenizer.end_of_text_id
+def _vocabulary(tokenizer: Tokenizer) -> dict[str, Value]:
+    return _characters(tokenizer) if isinstance(tokenizer, CharTokenizer) else _byte_pairs()
+
+
+def _byte_pairs() -> dict[str, Value]:
+    end = GPT2Tokenizer.end_of_text_id
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
@@ -149,6 +150,25 @@ def _tokenizer(tokenizer: GPT2Tokenizer) -> dict[str, Value]:
         "tokenizer.ggml.eos_token_id": end,
         "tokenizer.ggml.add_bos_token": False,
     }
+
+
+def _characters(tokenizer: CharTokenizer) -> dict[str, Value]:
+    characters = tokenizer.characters
+    return {
+        "tokenizer.ggml.model": "rwkv",
+        "tokenizer.ggml.tokens": [_escaped(character) for character in characters],
+        "tokenizer.ggml.token_type": [TokenType.NORMAL] * len(characters),
+        "tokenizer.ggml.unknown_token_id": characters.index(" ") if " " in characters else 0,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def _escaped(character: str) -> str:
+    """A character as RWKV's vocabularies write it: bytes beyond printable ASCII are `\\xNN`."""
+    return "".join(
+        chr(byte) if 0x20 <= byte < 0x7F and byte != ord("\\") else f"\\x{byte:02x}"
+        for byte in character.encode()
+    )
 
 
 def _typed(value: Value) -> bytes:

@@ -14,10 +14,10 @@ from pathlib import Path
 from torch import Tensor
 
 from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta, load_model_state
-from nanogpt.interop.gguf import NotRepresentable, export_gguf
+from nanogpt.interop.gguf import export_gguf
 from nanogpt.interop.hugging_face import export_hugging_face
 from nanogpt.interop.nanogpt_checkpoint import export_nanogpt
-from server.errors import FailedPrecondition, NotFound, ResourceExhausted
+from server.errors import NotFound, ResourceExhausted
 from server.models.catalog import ModelCatalog, damaged, parameter_count, tokenizer_of
 
 Exporter = Callable[[Path, str, CheckpointMeta, dict[str, Tensor]], None]
@@ -49,8 +49,7 @@ class ModelExports:
         """The files of a model in a format of EXPORTERS, by name; deleted after the block.
 
         Raises InvalidArgument naming the request's `field`, NotFound, DataLoss,
-        FailedPrecondition if the format cannot hold the model, ResourceExhausted if the disk is
-        full.
+        ResourceExhausted if the disk is full.
         """
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         try:
@@ -76,8 +75,6 @@ class ModelExports:
             raise ResourceExhausted("the server's disk is full", limit="disk")
         try:
             EXPORTERS[format](folder, ref.name, meta, load_model_state(ref.folder))
-        except NotRepresentable as error:
-            raise FailedPrecondition("not_representable", ref.reference, str(error)) from None
         except FileNotFoundError:  # deleted meanwhile, or pruned in favour of a newer checkpoint
             raise NotFound("model", ref.reference) from None
         except CheckpointDamaged as error:

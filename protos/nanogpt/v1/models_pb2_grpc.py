@@ -135,9 +135,8 @@ class ModelServiceServicer:
     def ExportModel(self, request, context):
         """Streams a model's files in another format. The server keeps no copy.
 
-        Errors: `NOT_FOUND`; `FAILED_PRECONDITION` if the format cannot hold the
-        model; `RESOURCE_EXHAUSTED` if the server's disk is full; `DATA_LOSS` if
-        the model's files are damaged.
+        Errors: `NOT_FOUND`; `RESOURCE_EXHAUSTED` if the server's disk is full;
+        `DATA_LOSS` if the model's files are damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
