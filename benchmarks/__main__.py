@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks import inference_cells, training_step
+from benchmarks import inference_cells, serving_cells, training_beside, training_step
 from benchmarks.plan import Options, Suite, Unmeasurable
 from benchmarks.report import report
 from benchmarks.results import RESULTS, read_results, write_result
@@ -26,6 +26,7 @@ from benchmarks.results import RESULTS, read_results, write_result
 SUITES: dict[str, tuple[Suite, ...]] = {
     "training": (training_step.plans,),
     "inference": (inference_cells.plans,),
+    "serving": (serving_cells.plans, training_beside.plans),
 }
 
 

@@ -46,6 +46,8 @@ class Cell:
     bound_applies: bool = True
     """False if the work may beat the bound: what it reads may stay in the processor's caches."""
     notes: tuple[str, ...] = ()
+    goal: float | None = None
+    """The longest duration that is good enough, where not peers and bound decide."""
 
     @property
     def best_peer(self) -> str | None:
@@ -65,6 +67,8 @@ class Cell:
     @property
     def target(self) -> float | None:
         """The longest duration that is good enough, None if there is nothing to compare with."""
+        if self.goal is not None:
+            return self.goal
         targets = [self.peers[self.best_peer] / BEST_PEER_FACTOR] if self.best_peer else []
         if self.bound is not None and self.bound_applies:
             targets.append(self.bound / BOUND_FRACTION)

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.contender import WORK
 from nanogpt.checkpoint import (
@@ -36,10 +35,9 @@ from nanogpt.checkpoint import (
 from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.datasets.prepare import prepare_text
 from nanogpt.datasets.shipped import SHIPPED
-from nanogpt.interop.gguf import export_gguf, gguf_name, write_gguf
+from nanogpt.interop.gguf import export_gguf
 from nanogpt.interop.gpt2_vocabulary import END_OF_TEXT
 from nanogpt.interop.hugging_face import export_hugging_face
-from nanogpt.interop.weights import with_biases
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
 from nanogpt.training.run_directory import RunDirectory, RunSpec
@@ -50,7 +48,7 @@ CHARACTERS = "\n" + "".join(map(chr, range(32, 96)))  # 65, as many as tiny Shak
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A shape to measure, and the small trained network that guards it."""
+    """A shape to measure."""
 
     name: str
     title: str
@@ -72,7 +70,7 @@ class Network:
 
     @property
     def guard(self) -> str:
-        """Name of the trained network."""
+        """Name of the small trained network that stands for it where values of weights matter."""
         return f"{self.name}-trained"
 
 
@@ -85,6 +83,14 @@ CHAR = Network(
     ModelConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False),
     tokenizer="char",
     prompt_tokens=16,
+)
+
+TINY = Network(
+    "tiny",
+    "char of 2 layers",
+    ModelConfig(block_size=64, vocab_size=65, n_layer=2, n_head=2, n_embd=32, bias=False),
+    tokenizer="char",
+    prompt_tokens=4,
 )
 
 GUARD_TRAINING: dict[str, dict[str, Any]] = {
@@ -130,7 +136,7 @@ def prepare_guard(network: Network) -> Path:
 
 def held_out_tokens(network: Network) -> NDArray[np.uint16]:
     """The validation part of the text that the trained network was trained on."""
-    return np.fromfile(_dataset(network) / "val.bin", np.uint16)
+    return np.fromfile(dataset_of(network) / "val.bin", np.uint16)
 
 
 def _export(network: Network) -> None:
@@ -142,31 +148,9 @@ def _export(network: Network) -> None:
         _write_stand_in_tokenizer(hugging_face, network.config.vocab_size)
     writing = network.exports / "writing"
     writing.mkdir(exist_ok=True)
-    if network.tokenizer == "gpt2":
-        export_gguf(writing, network.name, meta, state)
-    else:
-        _export_without_vocabulary(writing / f"{network.name}.gguf", network.config, state)
+    export_gguf(writing, network.name, meta, state)
     writing.rename(network.exports / "gguf")
     (network.exports / "checkpoint").symlink_to(network.folder.absolute())
-
-
-def _export_without_vocabulary(path: Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
-    """A char model for llama.cpp, which is given token ids and never text."""
-    metadata: dict[str, str | int | float] = {
-        "general.architecture": "gpt2",
-        "general.file_type": 0,  # all float32
-        "gpt2.block_count": config.n_layer,
-        "gpt2.context_length": config.block_size,
-        "gpt2.embedding_length": config.n_embd,
-        "gpt2.feed_forward_length": 4 * config.n_embd,
-        "gpt2.attention.head_count": config.n_head,
-        "gpt2.attention.layer_norm_epsilon": 1e-5,
-        "gpt2.vocab_size": config.vocab_size,
-        "tokenizer.ggml.model": "no_vocab",
-    }
-    weights = {gguf_name(name): weight for name, weight in with_biases(config, state).items()}
-    with path.open("wb") as file:
-        write_gguf(file, metadata, weights)
 
 
 def _write_stand_in_tokenizer(folder: Path, vocab_size: int) -> None:
@@ -180,7 +164,7 @@ def _write_stand_in_tokenizer(folder: Path, vocab_size: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def _dataset(network: Network) -> Path:
+def dataset_of(network: Network) -> Path:
     """Folder of the text that ships with Python, in the network's tokens; made now if need be."""
     folder = DATA / "datasets" / f"python-{network.tokenizer}"
     if not folder.exists():
@@ -194,7 +178,7 @@ def _dataset(network: Network) -> Path:
 
 def _train(network: Network, folder: Path) -> None:
     """Runs our trainer to its end and makes a model of its newest checkpoint."""
-    dataset = _dataset(network)
+    dataset = dataset_of(network)
     training = GUARD_TRAINING[network.name]
     steps = training["max_iters"]
     config = TrainConfig.from_mapping(

@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 PANEL_WIDTH, PANEL_HEIGHT = 380, 250  # pixels, with the space around the plot
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 44, 58
 TICKS = 4
+LEGEND_WIDTH = 90
 
 # pairs that stay apart for colour-blind readers: https://jfly.uni-koeln.de/color/
 STYLE = """
@@ -90,7 +91,7 @@ def _panel(panel: Panel, horizontal: str) -> Iterator[str]:
         for (x, y), value in zip(points, line.values, strict=True):
             tip = f"<title>{escape(line.name)}: {value:,.4g} {escape(panel.unit)}</title>"
             yield f'<circle class="s{number}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{tip}</circle>'
-        legend = LEFT + number * 76
+        legend = LEFT - 50 + number * LEGEND_WIDTH
         yield f'<circle class="s{number}" cx="{legend}" cy="{TOP - 14}" r="4"/>'
         yield _text(legend + 8, TOP - 10, line.name, "start")
 

@@ -65,6 +65,7 @@ def test_target_is_the_easier_of_best_peer_and_bound() -> None:
     assert far.target == CELL.target
     assert replace(near, bound_applies=False).target == CELL.target
     assert replace(near, peers={}).target == near.target
+    assert replace(near, goal=9.0).target == 9.0
     alone = replace(CELL, peers={}, missing={"fast": "not installed"})
     assert (alone.target, alone.ratio_to_best_peer, alone.best_peer) == (None, None, None)
     assert alone.to_json()["meets_target"] is None

@@ -1,0 +1,115 @@
+"""The results as tables of docs/performance.md, so that no figure there is typed by hand.
+
+    python -m benchmarks.table            prints the tables of the latest results
+    python -m benchmarks.table --write    puts them into docs/performance.md
+
+In the document a table stands between two comments, `<!-- table SUITE -->` and `<!-- end -->`.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import read_results
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
+PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+COLUMNS = (
+    "cell",
+    "ours",
+    "over gRPC",
+    "best peer",
+    "ours / best",
+    "of the bound",
+    "target",
+    "guard",
+)
+NARROW = ("cell", "measured", "allowed", "compared with", "target", "guard")
+
+Result = dict[str, Any]
+
+
+def table(suite: str, results: Sequence[Result]) -> str:
+    """The Markdown of one suite: what was measured where, then a row a cell."""
+    found = [result for result in results if result["suite"] == suite]
+    if not found:
+        return "Not measured yet.\n"
+    columns, row = (NARROW, _narrow_row) if suite == "serving" else (COLUMNS, _row)
+    lines = [*_machine(found), "", _line(columns), _line("---" for _ in columns)]
+    return "\n".join([*lines, *(_line(row(result)) for result in found)]) + "\n"
+
+
+def with_tables(document: str, results: Sequence[Result]) -> str:
+    """The document with every table it has a place for."""
+    return PLACE.sub(lambda place: place[1] + table(place[2], results) + place[3], document)
+
+
+def _machine(results: Sequence[Result]) -> Iterator[str]:
+    for where in sorted({(r["device"], r["threads"], r["measured_at"][:10]) for r in results}):
+        device, threads, day = where
+        yield f"Measured on {day}: {device}, {threads} threads."
+
+
+def _row(result: Result) -> Iterator[str]:
+    ours, best = result["ours"], result["best_peer"]
+    yield result["cell"]
+    yield _speed(result, ours)
+    over_grpc = result["over_grpc"]
+    yield f"{_speed(result, over_grpc)} ({ours / over_grpc:.0%})" if over_grpc else ""
+    yield f"{_speed(result, result['peers'][best])} {best}" if best else "none measured"
+    yield f"{result['ratio_to_best_peer']:.2f}" if best else ""
+    share = result["share_of_bound"]
+    applies = "" if result["bound_applies"] else " (in cache)"
+    yield f"{share:.0%}{applies}" if share is not None else ""
+    yield _met(result)
+    yield _guard(result)
+
+
+def _narrow_row(result: Result) -> Iterator[str]:
+    yield result["cell"]
+    yield _speed(result, result["ours"])
+    yield _speed(result, result["goal"]) if result["goal"] else ""
+    yield "; ".join(f"{_speed(result, s)} {name}" for name, s in result["peers"].items())
+    yield _met(result)
+    yield _guard(result)
+
+
+def _speed(result: Result, seconds: float) -> str:
+    if result["unit"]:
+        return f"{result['amount'] / seconds:,.0f} {result['unit']}/s"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
+
+
+def _met(result: Result) -> str:
+    return {None: "", True: "met", False: "**missed**"}[result["meets_target"]]
+
+
+def _guard(result: Result) -> str:
+    guard = result["guard"]
+    verdict = "" if guard["holds"] else " **fails**"
+    return f"{guard['what']}: {guard['value']:.3g} of {guard['limit']:g}{verdict}"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main(arguments: Sequence[str]) -> int:
+    results = read_results()
+    if list(arguments) == ["--write"]:
+        DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), results))
+        print(f"written to {DOCUMENT}")
+        return 0
+    if arguments:
+        print(__doc__)
+        return 2
+    for suite in dict.fromkeys(result["suite"] for result in results):
+        print(f"## {suite}\n\n{table(suite, results)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+"""Tables of docs/performance.md are made of the results, and only between their comments."""
+
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+from benchmarks.cell import Cell, Guard
+from benchmarks.inference_picture import picture
+from benchmarks.networks import CHAR
+from benchmarks.results import read_results, write_result
+from benchmarks.table import DOCUMENT, PLACE, table, with_tables
+
+CELL = Cell(
+    suite="inference",
+    cell="small x 1, int8",
+    ours=2.0,
+    peers={"slow": 6.0, "fast": 3.0},
+    bound=1.0,
+    bound_applies=False,
+    guard=Guard("rise, in %", 1.25, 1.0),
+    device="a processor",
+    threads=2,
+    amount=100,
+    unit="tokens",
+    over_grpc=2.5,
+)
+SERVING = Cell(
+    suite="serving",
+    cell="cold start",
+    ours=3.5,
+    peers={},
+    bound=None,
+    goal=3.0,
+    guard=Guard("lost", 0, 0),
+    device="a processor",
+    threads=2,
+)
+
+
+def results(tmp_path: Path) -> list[dict]:
+    for cell in (CELL, SERVING):
+        write_result(cell, tmp_path / "latest.json")
+    return read_results(tmp_path / "latest.json")
+
+
+def rows(text: str) -> list[list[str]]:
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
+def test_a_row_has_every_figure(tmp_path: Path) -> None:
+    text = table("inference", results(tmp_path))
+    assert "a processor, 2 threads" in text
+    columns, _, row = rows(text)
+    assert dict(zip(columns, row, strict=True)) == {
+        "cell": "small x 1, int8",
+        "ours": "50 tokens/s",
+        "over gRPC": "40 tokens/s (80%)",
+        "best peer": "33 tokens/s fast",
+        "ours / best": "1.50",
+        "of the bound": "50% (in cache)",
+        "target": "met",
+        "guard": "rise, in %: 1.25 of 1 **fails**",
+    }
+
+
+def test_a_row_of_serving_shows_what_is_allowed(tmp_path: Path) -> None:
+    _, _, row = rows(table("serving", results(tmp_path)))
+    assert row == ["cold start", "3.50 s", "3.00 s", "", "**missed**", "lost: 0 of 0"]
+
+
+def test_only_places_of_tables_change(tmp_path: Path) -> None:
+    document = "before\n<!-- table serving -->\nstale\n<!-- end -->\nafter <!-- table other -->\n"
+    changed = with_tables(document, results(tmp_path))
+    assert "stale" not in changed and "cold start" in changed
+    assert changed.startswith("before\n") and changed.endswith("after <!-- table other -->\n")
+    assert with_tables(changed, results(tmp_path)) == changed
+    assert "Not measured yet." in with_tables(document, [])
+
+
+def test_the_document_has_places_for_suites() -> None:
+    assert {"inference", "serving"} <= {place[2] for place in PLACE.finditer(DOCUMENT.read_text())}
+
+
+def test_the_picture_shows_ours_beside_the_best_peer(tmp_path: Path) -> None:
+    measured = []
+    for concurrency in (1, 8, 32):
+        cell = replace(
+            CELL,
+            cell=f"{CHAR.title} x {concurrency}, int8",
+            ours=1 / concurrency,
+            peers={"a": 4 / concurrency, "b": 2 / concurrency},
+        )
+        measured.append({**cell.to_json(), "measured_at": "2026-01-01T00:00:00Z"})
+    assert picture(measured[:2]) is None
+    drawing = ElementTree.fromstring(picture(measured))
+    svg = "{http://www.w3.org/2000/svg}"
+    (panel,) = drawing.findall(f"{svg}g")
+    assert [tip.text for tip in panel.iter(f"{svg}title")] == [
+        "ours int8: 100 tokens/s",
+        "ours int8: 800 tokens/s",
+        "ours int8: 3,200 tokens/s",
+        "peer int8: 50 tokens/s",
+        "peer int8: 400 tokens/s",
+        "peer int8: 1,600 tokens/s",
+    ]
