@@ -152,8 +152,8 @@ def trained_model(tokenizer: Tokenizer) -> GPT:
     )
     model = GPT(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    ids = torch.tensor(tokenizer.encode(TEXT * 4)[:129])
-    for _ in range(40):
+    ids = torch.tensor(tokenizer.encode(TEXT * 5)[:129])
+    for _ in range(80):
         _, loss = model(ids[None, :-1], ids[None, 1:])
         optimizer.zero_grad()
         loss.backward()
@@ -185,7 +185,7 @@ def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, tokenizer: Token
     prompt = tokenizer.encode(text)
     expected, margin = greedy(model, prompt, 24)
     assert margin > 0.1
-    meta = CheckpointMeta(40, model.config, tokenizer.to_json())
+    meta = CheckpointMeta(80, model.config, tokenizer.to_json())
     export_gguf(tmp_path, "bard", meta, model.state_dict())
     request = json.dumps([str(tmp_path / "bard.gguf"), prompt, text, 24])
     ran = subprocess.run(
