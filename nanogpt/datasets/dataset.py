@@ -147,8 +147,8 @@ class Dataset:
     def open(cls, folder: Path) -> Self:
         """Opens any of the layouts above. Raises BadDataset naming the file that is wrong."""
         tokens: dict[Split, NDArray[np.uint16]] = {
-            "train": map_tokens(folder / "train.bin"),
-            "val": map_tokens(folder / "val.bin"),
+            "train": _map_tokens(folder / "train.bin"),
+            "val": _map_tokens(folder / "val.bin"),
         }
         name = "meta.pkl" if (folder / "meta.pkl").exists() else None
         name = "meta.json" if (folder / "meta.json").exists() else name
@@ -181,8 +181,7 @@ class Dataset:
         return self._tokens[split]
 
 
-def map_tokens(path: Path) -> NDArray[np.uint16]:
-    """The ids in a token file, read-only. Raises BadDataset naming the file if it cannot be one."""
+def _map_tokens(path: Path) -> NDArray[np.uint16]:
     try:
         size_bytes = path.stat().st_size
     except FileNotFoundError:

@@ -27,10 +27,10 @@ from typing import Literal
 
 from nanogpt.datasets.dataset import (
     MAX_VOCAB_SIZE,
+    TOKEN_DTYPE,
     BadDataset,
     DatasetMeta,
     DatasetReport,
-    map_tokens,
 )
 from nanogpt.datasets.documents import FORMATS, Documents
 from nanogpt.datasets.report import look_over, warnings_about
@@ -199,12 +199,15 @@ def _describe(
     files_left_out: int = 0,
 ) -> DatasetMeta:
     """Looks the token files over and writes meta.json beside them."""
-    train, val = map_tokens(folder / "train.bin"), map_tokens(folder / "val.bin")
-    findings = look_over(train, val, lambda done: progress("checking", 2 * done, train.nbytes))
+    train, val = folder / "train.bin", folder / "val.bin"
+    train_bytes = train.stat().st_size
+
+    def checking(tokens_done: int) -> None:
+        progress("checking", TOKEN_DTYPE.itemsize * tokens_done, train_bytes)
+
+    findings = look_over(train, val, checking)
     warnings = warnings_about(
         findings,
-        train_tokens=len(train),
-        val_tokens=len(val),
         empty_documents=empty_documents,
         undecodable_characters=undecodable_characters,
         files_left_out=files_left_out,
@@ -221,8 +224,8 @@ def _describe(
     meta = DatasetMeta(
         tokenizer=tokenizer.to_json(),
         vocab_size=tokenizer.vocab_size,
-        train_tokens=len(train),
-        val_tokens=len(val),
+        train_tokens=findings.train_tokens,
+        val_tokens=findings.val_tokens,
         characters=characters,
         val_ratio=val_ratio,
         encoding=encoding,

@@ -8,20 +8,21 @@ has odds of one in billions.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanogpt.datasets.dataset import MAX_VOCAB_SIZE
+from nanogpt.datasets.token_file import TokenReader
 
 WINDOW_TOKENS = 64
 MAX_VAL_WINDOWS = 1 << 16
 USUAL_BLOCK_TOKENS = 256
 
 _CHUNK_TOKENS = 1 << 16
-_BATCH_WINDOWS = 1 << 10
 _FILTER_BITS = 20
 _BASE = 0x9E3779B97F4A7C15  # odd, so that multiplying by it loses nothing
 
@@ -33,36 +34,41 @@ Hashes = NDArray[np.uint64]
 class TokenFindings:
     """What the tokens of both splits show."""
 
+    train_tokens: int
+    val_tokens: int
     used_tokens: int
     unknown_val_tokens: int
     train_val_overlap: float
 
 
-def look_over(train: Tokens, val: Tokens, progress: Callable[[int], None]) -> TokenFindings:
-    """Findings about the ids of both splits, each (number of tokens,).
+def look_over(train: Path, val: Path, progress: Callable[[int], None]) -> TokenFindings:
+    """Findings about the token files of both splits.
 
     `progress` gets the number of training tokens looked at so far.
     """
-    wanted, inverse = np.unique(_val_windows(val), return_inverse=True)
+    in_train, in_val = TokenReader(train), TokenReader(val)
+    wanted, inverse = np.unique(_val_windows(in_val), return_inverse=True)
     maybe = np.zeros(1 << _FILTER_BITS, dtype=bool)  # spares most windows the search
     maybe[wanted >> np.uint64(64 - _FILTER_BITS)] = True
     found = np.zeros(len(wanted), dtype=bool)
-    in_train = np.zeros(MAX_VOCAB_SIZE, dtype=np.int64)
-    for start in range(0, len(train), _CHUNK_TOKENS):
-        in_train += np.bincount(train[start : start + _CHUNK_TOKENS], minlength=MAX_VOCAB_SIZE)
+    train_counts = np.zeros(MAX_VOCAB_SIZE, dtype=np.int64)
+    for start in range(0, in_train.num_tokens, _CHUNK_TOKENS):
+        tokens = in_train.part(start, _CHUNK_TOKENS + WINDOW_TOKENS - 1)
+        train_counts += np.bincount(tokens[:_CHUNK_TOKENS], minlength=MAX_VOCAB_SIZE)
         if len(wanted):
-            hashes = _hashes(train[start : start + _CHUNK_TOKENS + WINDOW_TOKENS - 1])
+            hashes = _hashes(tokens)
             hashes = hashes[maybe[hashes >> np.uint64(64 - _FILTER_BITS)]]
             places = np.searchsorted(wanted, hashes) % len(wanted)
             found[places[wanted[places] == hashes]] = True
-        progress(min(start + _CHUNK_TOKENS, len(train)))
-    in_val = sum(
-        (np.bincount(chunk, minlength=MAX_VOCAB_SIZE) for chunk in _chunks(val)),
-        np.zeros(MAX_VOCAB_SIZE, dtype=np.int64),
-    )
+        progress(min(start + _CHUNK_TOKENS, in_train.num_tokens))
+    val_counts = np.zeros(MAX_VOCAB_SIZE, dtype=np.int64)
+    for tokens in in_val.parts(_CHUNK_TOKENS):
+        val_counts += np.bincount(tokens, minlength=MAX_VOCAB_SIZE)
     return TokenFindings(
-        used_tokens=int(np.count_nonzero(in_train + in_val)),
-        unknown_val_tokens=int(in_val[in_train == 0].sum()),
+        train_tokens=in_train.num_tokens,
+        val_tokens=in_val.num_tokens,
+        used_tokens=int(np.count_nonzero(train_counts + val_counts)),
+        unknown_val_tokens=int(val_counts[train_counts == 0].sum()),
         train_val_overlap=float(found[inverse].mean()) if len(wanted) else 0.0,
     )
 
@@ -70,15 +76,14 @@ def look_over(train: Tokens, val: Tokens, progress: Callable[[int], None]) -> To
 def warnings_about(
     findings: TokenFindings,
     *,
-    train_tokens: int,
-    val_tokens: int,
     empty_documents: int,
     undecodable_characters: int,
     files_left_out: int,
 ) -> list[str]:
     """What one should know before training, each a sentence."""
     found = []
-    for split, num_tokens in (("training", train_tokens), ("validation", val_tokens)):
+    splits = {"training": findings.train_tokens, "validation": findings.val_tokens}
+    for split, num_tokens in splits.items():
         if num_tokens <= USUAL_BLOCK_TOKENS:
             found.append(
                 f"The {split} split has {_counted(num_tokens, 'token')}, too few for blocks of "
@@ -111,19 +116,12 @@ def warnings_about(
     return found
 
 
-def _val_windows(val: Tokens) -> Hashes:
+def _val_windows(val: TokenReader) -> Hashes:
     """Hashes of the validation split's windows without a gap, or of a sample of them."""
-    num_windows = len(val) // WINDOW_TOKENS
-    if num_windows == 0:
-        return np.empty(0, dtype=np.uint64)
+    num_windows = val.num_tokens // WINDOW_TOKENS
     taken = np.linspace(0, num_windows - 1, min(num_windows, MAX_VAL_WINDOWS)).astype(np.int64)
-    powers = [pow(_BASE, WINDOW_TOKENS - 1 - i, 1 << 64) for i in range(WINDOW_TOKENS)]
-    place = np.arange(WINDOW_TOKENS)
-    hashes = [
-        (_random()[val[start[:, None] + place]] * np.array(powers, dtype=np.uint64)).sum(axis=1)
-        for start in np.array_split(taken * WINDOW_TOKENS, -(-len(taken) // _BATCH_WINDOWS))
-    ]
-    return np.concatenate(hashes)
+    hashes = [_hashes(val.part(WINDOW_TOKENS * int(i), WINDOW_TOKENS)) for i in taken]
+    return np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
 
 
 def _hashes(tokens: Tokens) -> Hashes:
@@ -144,11 +142,6 @@ def _hashes(tokens: Tokens) -> Hashes:
 def _random() -> Hashes:
     """A number for each token id, (MAX_VOCAB_SIZE,), the same in every process."""
     return np.random.default_rng(0).integers(1 << 64, size=MAX_VOCAB_SIZE, dtype=np.uint64)
-
-
-def _chunks(tokens: Tokens) -> Iterator[Tokens]:
-    for start in range(0, len(tokens), _CHUNK_TOKENS):
-        yield tokens[start : start + _CHUNK_TOKENS]
 
 
 def _counted(number: int, what: str) -> str:

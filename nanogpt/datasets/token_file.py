@@ -1,9 +1,11 @@
-"""Writes token files: text in any portions becomes ids, appended as little-endian uint16."""
+"""Token files in parts: text in any portions becomes ids, appended as little-endian uint16."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanogpt.datasets.dataset import TOKEN_DTYPE
 from nanogpt.datasets.piece_buffer import PieceBuffer
@@ -55,6 +57,23 @@ class TokenWriter:
         ids = np.array(token_ids, dtype=TOKEN_DTYPE)
         self._file.write(ids.tobytes())
         self.num_tokens += len(ids)
+
+
+class TokenReader:
+    """The ids of a file, read in parts. Mapped ones would count as memory of this process."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.num_tokens = path.stat().st_size // TOKEN_DTYPE.itemsize
+
+    def part(self, start: int, count: int) -> NDArray[np.uint16]:
+        """Ids from `start` on, (count,), fewer at the end of the file."""
+        offset = start * TOKEN_DTYPE.itemsize
+        return np.fromfile(self._path, dtype=TOKEN_DTYPE, count=count, offset=offset)
+
+    def parts(self, count: int) -> Iterator[NDArray[np.uint16]]:
+        """All ids, `count` at a time."""
+        return (self.part(start, count) for start in range(0, self.num_tokens, count))
 
 
 def move_tail(source: Path, target: Path, num_tokens: int) -> None:
