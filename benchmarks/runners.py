@@ -5,13 +5,18 @@ from pathlib import Path
 import torch
 
 from nanogpt.checkpoint import read_meta
+from nanogpt.inference.native.compiler import compiled_kernels
+from nanogpt.inference.native.library import Library
 from nanogpt.inference.runner import Runner
 from nanogpt.tokenizer import tokenizer_from_json
 from server.models.runners import build_runner
 
+KERNELS = Path("build/kernels")
+"""Where native kernels are kept between benchmarks."""
+
 
 def runner_for(folder: Path, precision: str, *, num_slots: int, threads: int) -> Runner:
-    """A runner on the CPU. Raises as the server's if there is none of that precision."""
+    """A runner on the CPU, of native kernels. Raises KernelsUnavailable, or as `load_model`."""
     torch.set_num_threads(threads)
     return build_runner(
         folder,
@@ -19,4 +24,5 @@ def runner_for(folder: Path, precision: str, *, num_slots: int, threads: int) ->
         vocab_size=tokenizer_from_json(read_meta(folder).tokenizer).vocab_size,
         num_slots=num_slots,
         precision=precision,
+        library=Library(compiled_kernels(KERNELS)),
     )

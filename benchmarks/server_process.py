@@ -1,6 +1,8 @@
 """Our server in a process of its own, as an operator starts it, on free ports and in a new folder.
 
 The folder links to the models and datasets it is given, so nothing is copied and nothing changed.
+Native kernels are those of earlier benchmarks, compiled first if there are none; only a server that
+is asked to start as on a new machine has none.
 """
 
 import re
@@ -12,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.runners import KERNELS
 
 ADDRESS = re.compile(r"serves gRPC on (\S+)")
 STOP_SECONDS = 60.0
@@ -32,6 +36,7 @@ def served(
     models: Mapping[str, Path],
     *,
     datasets: Sequence[Path] = (),
+    new_machine: bool = False,
     **settings: object,
 ) -> Iterator[ServerProcess]:
     """Checkpoints by the names to serve them under, all other settings by name.
@@ -43,6 +48,10 @@ def served(
             _link_files(checkpoint, Path(data) / "models" / name)
         for dataset in datasets:
             _link_files(dataset, Path(data) / "datasets" / dataset.name)
+        if not new_machine:
+            KERNELS.mkdir(parents=True, exist_ok=True)
+            (Path(data) / "kernels").symlink_to(KERNELS.resolve())
+            settings = {"kernels": "native", **settings}
         command = [
             sys.executable,
             "-m",

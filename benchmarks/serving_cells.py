@@ -53,7 +53,7 @@ def cold_start(title: str, network: Network, options: Options) -> Cell:
     starts = 1 if options.quick else 3
     seconds = []
     for _ in range(starts):
-        with served({network.name: network.folder}) as server:
+        with served({network.name: network.folder}, new_machine=True) as server:
             with Client(server.address) as client:
                 (prompt,) = prompts(network, 1)
                 for delta in client.generate(prompt, model=network.name, max_new_tokens=1):

@@ -40,8 +40,8 @@ from server.interceptors import Gate, interceptor_chain
 from server.jobs.launcher import LocalLauncher
 from server.jobs.service import JobService
 from server.metrics import Metrics
+from server.models.kernels import Kernels
 from server.models.monitor import ServingMonitor
-from server.models.runners import check_precision
 from server.models.store import ModelStore
 from server.pulse import beat
 from server.services.datasets import DatasetService
@@ -93,14 +93,11 @@ class App:
     """A running server. Create with `start`."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises CannotStart if the machine lacks the device, or the precision on it."""
+        """Raises CannotStart if the machine lacks the device."""
         try:
             self.device = pick_device(settings.device)
-            check_precision(settings.precision, self.device)
         except ValueError as error:
             raise CannotStart(str(error)) from None
-        except ServiceError as error:
-            raise CannotStart(error.message) from None
         self.settings = settings
         self.metrics = Metrics()
         self.health = Health(SERVICES)
@@ -145,6 +142,7 @@ class App:
             self.health.set(name, True)
         self._run(self._beat)
         self._run(self._load_models)
+        self._run(self.models.adopt_kernels)
 
     async def _open_stores(self) -> None:
         settings = self.settings
@@ -157,20 +155,25 @@ class App:
             max_datasets_bytes=settings.max_datasets_bytes,
             in_use=lambda: self.jobs.datasets_in_use(),
         )
-        self.models = ModelStore(
-            settings.data_dir,
-            datasets=self.datasets,
-            models_in_training=lambda: self.jobs.models_in_training(),
-            metrics=self.metrics,
-            memory_bytes=settings.model_memory_bytes,
-            num_slots=settings.num_slots,
-            max_waiting=settings.max_waiting_requests,
-            max_waiting_tokens=settings.max_waiting_tokens,
-            device=settings.device,
-            precision=settings.precision,
-        )
-        self.monitor = ServingMonitor(lambda: self.models.in_memory)
+        uses_kernels = settings.kernels != "torch" and self.device.type == "cpu"
+        kernels = Kernels(settings.data_dir / "kernels" if uses_kernels else None)
+        if settings.kernels == "native" and await kernels.made() is None:
+            raise CannotStart(f"there are no native kernels for {self.device.type} here")
         try:
+            self.models = ModelStore(
+                settings.data_dir,
+                datasets=self.datasets,
+                models_in_training=lambda: self.jobs.models_in_training(),
+                metrics=self.metrics,
+                memory_bytes=settings.model_memory_bytes,
+                num_slots=settings.num_slots,
+                max_waiting=settings.max_waiting_requests,
+                max_waiting_tokens=settings.max_waiting_tokens,
+                device=settings.device,
+                precision=settings.precision,
+                kernels=kernels,
+            )
+            self.monitor = ServingMonitor(lambda: self.models.in_memory)
             self.jobs = await JobService.open(
                 settings.data_dir,
                 datasets=self.datasets,

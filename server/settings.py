@@ -78,6 +78,11 @@ class Settings(BaseSettings):
     precision: Literal["float32", "bfloat16", "int8", "int4"] = Field(
         default="float32", description="How weights are held in memory."
     )
+    kernels: Literal["auto", "torch", "native"] = Field(
+        default="auto",
+        description="What models run on: auto is PyTorch, and on a CPU native kernels as soon as "
+        "they are compiled; native does not start without them.",
+    )
     load_models: Names = Field(
         default=(),
         description="Models to load at start and keep in memory, separated by commas.",

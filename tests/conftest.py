@@ -29,9 +29,11 @@ TINY_CHARACTERS = "\n !,.ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch):
-    """A developer's own NANOGPT_* variables decide nothing here."""
+    """A developer's own NANOGPT_* variables decide nothing here. Servers run on PyTorch unless a
+    test says otherwise: to compile kernels for each takes seconds."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"NANOGPT_{name.upper()}", raising=False)
+    monkeypatch.setenv("NANOGPT_KERNELS", "torch")
 
 
 @pytest.fixture(scope="session")
@@ -49,15 +51,22 @@ def tiny_config(tiny_tokenizer) -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def kernels(pytestconfig):
+def kernels_file(pytestconfig) -> Path:
     """The native kernels as they ship, compiled once and kept between runs of the tests."""
     from nanogpt.inference.native.compiler import KernelsUnavailable, compiled_kernels
-    from nanogpt.inference.native.library import Library
 
     try:
-        return Library(compiled_kernels(pytestconfig.cache.mkdir("kernels")))
+        return compiled_kernels(pytestconfig.cache.mkdir("kernels"))
     except KernelsUnavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def kernels(kernels_file):
+    """The native kernels, loaded."""
+    from nanogpt.inference.native.library import Library
+
+    return Library(kernels_file)
 
 
 @pytest.fixture

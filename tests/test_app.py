@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import shutil
 import sys
 
 import grpc
@@ -97,6 +98,26 @@ async def test_models_are_loaded_at_start(settings):
         "nanogpt_startup_time_seconds", {"phase": "models"}
     )
     await app.stop()
+
+
+async def test_models_run_on_kernels_that_an_earlier_start_has_left(settings, kernels_file):
+    folder = settings.data_dir / "kernels"
+    folder.mkdir()
+    shutil.copy(kernels_file, folder)
+    values = {"kernels": "auto", "precision": "int8", "load_models": ("tiny",)}
+    app = await App.start(changed(settings, **values))
+    await until_ready(app)
+    (model,) = app.models.in_memory
+    assert model.is_native and model.precision == "int8"
+    await app.stop()
+
+
+async def test_a_machine_without_a_compiler_cannot_have_what_needs_kernels(settings, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(CannotStart, match="no native kernels for cpu"):
+        await App.start(changed(settings, kernels="native"))
+    with pytest.raises(CannotStart, match="cannot run models in int4 on cpu"):
+        await App.start(changed(settings, kernels="auto", precision="int4"))
 
 
 async def test_a_model_that_cannot_be_loaded_keeps_the_server_unready(settings, caplog):

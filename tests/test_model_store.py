@@ -31,14 +31,16 @@ from server.errors import (
     Unavailable,
 )
 from server.metrics import Metrics
+from server.models import kernels as kernels_module
 from server.models import memory as module
 from server.models.catalog import ModelCatalog
+from server.models.kernels import Kernels
 from server.models.loaded import build_engine
 from server.models.memory import ModelState
 from server.models.runners import memory_bytes_of
 from server.serving.engine_thread import EngineFailure
 
-ONE = memory_bytes_of(CONFIG, 4, "float32")
+ONE = memory_bytes_of(CONFIG, 4, "float32", None)
 """Bytes of one model in the store of these tests."""
 
 
@@ -301,6 +303,72 @@ async def test_loading_in_another_precision_lets_running_requests_finish(tmp_pat
                 assert new.engine is not old.engine
             assert len(await read(stream)) == 200
         assert len(builds) == 2
+
+
+@pytest.fixture
+def compiling(kernels, monkeypatch):
+    """Compiling takes until this event is set, and leads to the session's kernels."""
+    gate = threading.Event()
+    monkeypatch.setattr(kernels_module, "cached_kernels", lambda folder: None)
+    monkeypatch.setattr(kernels_module, "compiled_kernels", lambda folder: gate.wait(20) and folder)
+    monkeypatch.setattr(kernels_module, "Library", lambda path: kernels)
+    yield gate
+    gate.set()
+
+
+async def test_kernels_take_over_from_pytorch_without_a_pause(tmp_path, builds, compiling):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    async with model_store(tmp_path, kernels=Kernels(tmp_path)) as store:
+        await store.load("tiny")
+        adopting = asyncio.create_task(store.adopt_kernels())
+        async with store.acquire("tiny") as old:
+            assert not old.is_native
+            stream = old.engine.submit(request("old", 200, temperature=0))
+            builds.gate.clear()
+            compiling.set()
+            await until(lambda: len(builds) == 2)
+            async with store.acquire("tiny") as meanwhile:
+                assert meanwhile is old
+            builds.gate.set()
+            await adopting
+            async with store.acquire("tiny") as new:
+                assert new.is_native and new.engine is not old.engine
+                tokens = await read(new.engine.submit(request("new", 200, temperature=0)))
+            assert await read(stream) == tokens
+        assert len(builds) == 2
+        write_checkpoint(tmp_path / "models" / "other")
+        async with store.acquire("other") as other:
+            assert other.is_native
+
+
+async def test_without_kernels_pytorch_goes_on(tmp_path, compiling, builds, monkeypatch):
+    monkeypatch.setattr(kernels_module, "compiled_kernels", lambda folder: 1 / 0)
+    write_checkpoint(tmp_path / "models" / "tiny")
+    async with model_store(tmp_path, kernels=Kernels(tmp_path)) as store:
+        await store.load("tiny")
+        await store.adopt_kernels()
+        async with store.acquire("tiny") as model:
+            assert not model.is_native
+        with pytest.raises(FailedPrecondition, match="cannot run models in int8 on cpu"):
+            await store.load("tiny", precision="int8")
+        assert len(builds) == 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "int4"])
+async def test_kernels_hold_weights_in_any_precision(tmp_path, compiling, precision):
+    """What PyTorch does not have waits for them."""
+    write_checkpoint(tmp_path / "models" / "tiny")
+    async with model_store(tmp_path, kernels=Kernels(tmp_path)) as store:
+        if precision == "bfloat16":  # which PyTorch would begin with
+            compiling.set()
+            await store.adopt_kernels()
+        loading = asyncio.create_task(store.load("tiny", precision=precision))
+        await asyncio.sleep(0)
+        compiling.set()
+        assert (await loading).precision == precision
+        async with store.acquire("tiny") as model:
+            assert model.is_native
+            assert len(await read(model.engine.submit(request("r", 5)))) == 5
 
 
 async def test_a_failed_load_in_another_precision_is_told_and_leaves_the_old_one(tmp_path):

@@ -16,6 +16,7 @@ from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
 from nanogpt.device import is_out_of_memory
 from nanogpt.inference.engine import Engine, NonFiniteLogits
 from nanogpt.inference.events import Failed
+from nanogpt.inference.native.library import Library
 from nanogpt.inference.request import Request
 from nanogpt.tokenizer import Tokenizer
 from server.errors import NotFound, ResourceExhausted
@@ -39,6 +40,8 @@ class LoadedModel:
     device: torch.device
     precision: Precision
     """How the weights are held."""
+    is_native: bool
+    """Whether it runs on native kernels, or on PyTorch."""
     num_slots: int
     engine: EngineThread
     memory_bytes: int
@@ -74,8 +77,10 @@ def build_engine(
     device: torch.device,
     num_slots: int,
     precision: Precision,
+    library: Library | None,
 ) -> tuple[Engine, Tokenizer]:
-    """An engine that has proven to generate. Takes seconds: run it off the event loop.
+    """An engine that has proven to generate, on the kernels of `library` or on PyTorch. Takes
+    seconds: run it off the event loop.
 
     Raises DataLoss, NotFound if the files are gone, ResourceExhausted, FailedPrecondition if the
     precision cannot be had here, or whatever a forward pass may raise.
@@ -88,6 +93,7 @@ def build_engine(
             vocab_size=tokenizer.vocab_size,
             num_slots=num_slots,
             precision=precision,
+            library=library,
         )
         engine = Engine(runner, tokenizer)
         _warm_up(engine)

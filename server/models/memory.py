@@ -5,7 +5,8 @@ the event loop, once for all who wait for it; all bookkeeping happens on the loo
 catalog where a reference leads and knows nothing else about the disk.
 
 A newer checkpoint of a job is loaded beside the one in memory: new requests get the new one,
-running ones finish on the old, which is then freed.
+running ones finish on the old, which is then freed. So is a model that PyTorch has served while
+native kernels were being compiled.
 """
 
 import asyncio
@@ -20,11 +21,12 @@ from pathlib import Path
 
 import torch
 
-from server.errors import DataLoss, NotFound, ResourceExhausted, Unavailable
+from server.errors import DataLoss, NotFound, ResourceExhausted, ServiceError, Unavailable
 from server.metrics import Metrics
 from server.models.catalog import ModelCatalog, ModelRef
+from server.models.kernels import Kernels
 from server.models.loaded import LoadedModel, build_engine
-from server.models.runners import Precision, check_precision, memory_bytes_of
+from server.models.runners import Precision, check_precision, kernels_for, memory_bytes_of
 from server.serving.engine_thread import EngineThread
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,7 @@ class ModelMemory:
         max_waiting_tokens: int,
         device: torch.device,
         precision: Precision,
+        kernels: Kernels,
     ) -> None:
         """Models take at most `memory_bytes` together; None is half of the machine's. They are
         held in `precision` unless `pin` says otherwise."""
@@ -113,6 +116,7 @@ class ModelMemory:
         self._max_waiting_tokens = max_waiting_tokens
         self._device = device
         self._precision = precision
+        self._kernels = kernels
         self._slots: dict[str, _Slot] = {}  # by canonical reference
         self._in_memory: list[LoadedModel] = []  # those of slots, and retired ones still held
         self._used_bytes = 0  # by these, and by loads under way
@@ -173,9 +177,23 @@ class ModelMemory:
         Raises as `acquire`, FailedPrecondition if the precision cannot be had here.
         """
         precision = precision or self._precision
-        check_precision(precision, self._device)
+        check_precision(precision, self._device, self._kernels)
         with (await self._ready(reference, field, precision)).held() as model:
             self._slots[model.ref.reference].is_pinned = True
+
+    async def adopt_kernels(self) -> None:
+        """Waits for native kernels, then loads anew what PyTorch has served until then."""
+        if await self._kernels.made() is None:
+            return
+        for slot in list(self._slots.values()):
+            if slot.loading is not None:
+                await asyncio.wait([slot.loading])
+            if slot.model is None or slot.model.is_native:
+                continue
+            try:
+                await self._load_once(slot, slot.model.ref, slot.model.precision)
+            except ServiceError as error:
+                logger.warning("%s goes on with PyTorch: %s", slot.reference, error.message)
 
     async def release(self, reference: str) -> None:
         """Frees the model of a canonical reference, once it is loaded and nobody holds it."""
@@ -265,12 +283,13 @@ class ModelMemory:
         """Puts a model into its slot, in place of an older or a dead one."""
         start = time.monotonic()
         meta = await asyncio.to_thread(self._catalog.read, ref)
-        memory_bytes = memory_bytes_of(meta.model_config, self._num_slots, precision)
+        library = await asyncio.to_thread(kernels_for, precision, self._kernels)
+        memory_bytes = memory_bytes_of(meta.model_config, self._num_slots, precision, library)
         await self._make_room(memory_bytes, slot)
         try:
             async with self._building:
                 engine, tokenizer = await asyncio.to_thread(
-                    build_engine, ref, meta, self._device, self._num_slots, precision
+                    build_engine, ref, meta, self._device, self._num_slots, precision, library
                 )
         except BaseException:
             self._used_bytes -= memory_bytes
@@ -295,6 +314,7 @@ class ModelMemory:
             model_config=meta.model_config,
             device=self._device,
             precision=precision,
+            is_native=library is not None,
             num_slots=self._num_slots,
             engine=thread,
             memory_bytes=memory_bytes,
@@ -305,7 +325,12 @@ class ModelMemory:
         self._metrics.weight_load_duration_seconds.labels(model=ref.name).set(seconds)
         self._metrics.weight_version_info.labels(model=ref.name, version=str(meta.step)).set(1)
         logger.info(
-            "loaded %s, step %d, in %s, in %.2f s", ref.reference, meta.step, precision, seconds
+            "loaded %s, step %d, in %s on %s, in %.2f s",
+            ref.reference,
+            meta.step,
+            precision,
+            "PyTorch" if library is None else "native kernels",
+            seconds,
         )
 
     # --- making room -----------------------------------------------------------------------------

@@ -10,10 +10,13 @@ import torch
 
 from nanogpt.checkpoint import load_model
 from nanogpt.config import ModelConfig
+from nanogpt.inference.native.library import Library
+from nanogpt.inference.native.runner import NativeRunner
 from nanogpt.inference.runner import Runner
 from nanogpt.inference.torch_runner import TorchRunner
 from server.errors import FailedPrecondition
 from server.models.catalog import parameter_count
+from server.models.kernels import Kernels
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]
 """How weights are held in memory."""
@@ -22,32 +25,69 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 TORCH_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
-KV_BYTES = 4
+BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5625}
+"""int4 has a scale of 16 bits for each 32 weights."""
 
 
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raises FailedPrecondition if nothing here runs models in this precision."""
-    if precision not in TORCH_PRECISIONS:
-        raise FailedPrecondition(
-            "precision_not_supported",
-            precision,
-            f"this server cannot run models in {precision} on {device.type}; "
-            f"it can in {' and '.join(TORCH_PRECISIONS)}",
-        )
+def check_precision(precision: Precision, device: torch.device, kernels: Kernels) -> None:
+    """Raises FailedPrecondition if nothing here runs models in this precision, or ever will."""
+    if precision not in TORCH_PRECISIONS and not kernels.may_come:
+        raise _not_supported(precision, device)
 
 
-def memory_bytes_of(config: ModelConfig, num_slots: int, precision: Precision) -> int:
+def kernels_for(precision: Precision, kernels: Kernels) -> Library | None:
+    """What a model loaded now is to run on; None is PyTorch. Waits for kernels that are still
+    being compiled only if PyTorch cannot have this precision: run it off the event loop."""
+    return kernels.now() if precision in TORCH_PRECISIONS else kernels.wait()
+
+
+def memory_bytes_of(
+    config: ModelConfig, num_slots: int, precision: Precision, library: Library | None
+) -> int:
     """What a model takes: its weights, and keys and values of every slot's whole window."""
     kv_values = 2 * config.n_layer * num_slots * config.block_size * config.n_embd
-    weight_bytes = parameter_count(config) * BYTES_PER_WEIGHT[precision]
-    return round(weight_bytes) + kv_values * KV_BYTES
+    weight_bytes = round(parameter_count(config) * BYTES_PER_WEIGHT[precision])
+    if library is None:
+        return weight_bytes + 4 * kv_values
+    # the kernels look tokens up in a float32 copy of the embeddings, which are the head too
+    embeddings = config.vocab_size * config.n_embd
+    return weight_bytes + 4 * embeddings + kv_values * (4 if precision == "float32" else 2)
 
 
 def build_runner(
-    folder: Path, device: torch.device, *, vocab_size: int, num_slots: int, precision: Precision
+    folder: Path,
+    device: torch.device,
+    *,
+    vocab_size: int,
+    num_slots: int,
+    precision: Precision,
+    library: Library | None = None,
 ) -> Runner:
-    """A runner of a checkpoint's weights. Raises as `load_model` and `check_precision`."""
-    check_precision(precision, device)
+    """A runner of a checkpoint's weights, on the kernels of `library` or on PyTorch.
+
+    Raises as `load_model`, FailedPrecondition if the precision cannot be had so.
+    """
+    if library is not None:
+        model = load_model(folder)
+        return NativeRunner(
+            library,
+            model.config,
+            {name: weight.numpy() for name, weight in model.state_dict().items()},
+            vocab_size,
+            num_slots=num_slots,
+            precision=precision,
+            num_threads=torch.get_num_threads(),
+        )
+    if precision not in TORCH_PRECISIONS:
+        raise _not_supported(precision, device)
     model = load_model(folder, device).to(TORCH_PRECISIONS[precision])
     return TorchRunner(model, vocab_size, num_slots=num_slots)
+
+
+def _not_supported(precision: Precision, device: torch.device) -> FailedPrecondition:
+    return FailedPrecondition(
+        "precision_not_supported",
+        precision,
+        f"this server cannot run models in {precision} on {device.type}; "
+        f"it can in {' and '.join(TORCH_PRECISIONS)}",
+    )

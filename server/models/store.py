@@ -22,6 +22,7 @@ from server.full_disk import full_disk_is_exhausted
 from server.metrics import Metrics
 from server.models.catalog import ModelCatalog, ModelRef, parameter_count, tokenizer_of
 from server.models.exports import ModelExports
+from server.models.kernels import Kernels
 from server.models.loaded import LoadedModel
 from server.models.memory import ModelMemory, ModelState
 from server.models.runners import Precision, check_precision
@@ -57,16 +58,19 @@ class ModelStore:
         max_waiting_tokens: int = 1 << 17,
         device: str = "auto",
         precision: Precision = "float32",
+        kernels: Kernels | None = None,
     ) -> None:
         """Loaded models take at most `memory_bytes` together; None is half of the machine's.
 
         Each generates `num_slots` sequences at a time and lets `max_waiting` more requests wait,
         whose prompts have about `max_waiting_tokens` tokens at most. `models_in_training` tells the
-        names that jobs will give to their models. Raises ValueError if there is no such device,
-        FailedPrecondition if models cannot be held in `precision` on it.
+        names that jobs will give to their models. Without `kernels`, models run on PyTorch. Raises
+        ValueError if there is no such device, FailedPrecondition if models cannot be held in
+        `precision` on it.
         """
         picked_device = pick_device(device)
-        check_precision(precision, picked_device)
+        kernels = kernels or Kernels(None)
+        check_precision(precision, picked_device, kernels)
         self._catalog = ModelCatalog(data_dir)
         self._exports = ModelExports(self._catalog, data_dir)
         self._memory = ModelMemory(
@@ -78,6 +82,7 @@ class ModelStore:
             max_waiting_tokens=max_waiting_tokens,
             device=picked_device,
             precision=precision,
+            kernels=kernels,
         )
         self._datasets = datasets
         self._models_in_training = models_in_training
@@ -171,6 +176,10 @@ class ModelStore:
     ) -> AbstractAsyncContextManager[Sequence[Path]]:
         """A model's files in another format, on disk meanwhile, see ModelExports.export."""
         return self._exports.export(reference, format, field)
+
+    async def adopt_kernels(self) -> None:
+        """Waits for native kernels, then loads anew what PyTorch has served until then."""
+        await self._memory.adopt_kernels()
 
     async def end_requests(self) -> None:
         """Loads nothing more; whoever waits for a model or reads from one gets Unavailable."""
