@@ -228,6 +228,18 @@ class TrainConfig:
         0.5, "Factor of the learning rate each time it goes back.", gt=0, le=1
     )
     tensorboard_log: bool = option(False, "Write TensorBoard files if tensorboardX is installed.")
+    processes: int = option(
+        1,
+        "Processes that share each step; a divisor of batch_size or gradient_accumulation_steps.",
+        ge=1,
+        le=4096,
+    )
+    sharding: str = option(
+        "ddp", "What several processes hold: the whole model, or a share.", choices=("ddp", "fsdp")
+    )
+    launcher: str = option(
+        "local", "Where processes run: this machine, or Ray.", choices=("local", "ray")
+    )
 
     def __post_init__(self) -> None:
         found = range_violations(self)
@@ -253,8 +265,25 @@ class TrainConfig:
             allowed = f"[0, learning_rate] = [0, {self.learning_rate:g}]"
             found.append(Violation("min_lr", f"must be in {allowed}, got {self.min_lr:g}"))
         found += self._prompt_violations()
+        if are_right("processes", "batch_size", "gradient_accumulation_steps"):
+            found += self.share_violations(self.processes)
+        if self.sharding == "fsdp":
+            if self.dtype == "float16":
+                found.append(Violation("dtype", "must not be float16 with sharding fsdp"))
+            if self.optimizer == "muon":
+                found.append(Violation("optimizer", "must not be muon with sharding fsdp"))
         if found:
             raise InvalidConfig(found)
+
+    def share_violations(self, processes: int) -> list[Violation]:
+        """What is wrong if that many processes share each step: all must get equally much."""
+        if self.batch_size % processes == 0 or self.gradient_accumulation_steps % processes == 0:
+            return []
+        problem = (
+            f"must divide batch_size ({self.batch_size}) or gradient_accumulation_steps "
+            f"({self.gradient_accumulation_steps}), got {processes}"
+        )
+        return [Violation("processes", problem)]
 
     def _prompt_violations(self) -> list[Violation]:
         prompts = self.sample_prompts

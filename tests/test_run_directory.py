@@ -112,6 +112,31 @@ def test_one_trainer_at_a_time(tmp_path):
         pass
 
 
+def test_a_group_holds_the_run_until_its_last_process_has_left(tmp_path):
+    run = RunDirectory(tmp_path)
+    with run.lead():
+        for other in (run.lock, run.lead):
+            with pytest.raises(RunDirectoryBusy), other():
+                pass
+        follower = run.follow()
+        follower.__enter__()
+    for other in (run.lock, run.lead):
+        with pytest.raises(RunDirectoryBusy), other():
+            pass
+    follower.__exit__(None, None, None)
+    with run.lock(), pytest.raises(RunDirectoryBusy), run.follow():
+        pass
+
+
+def test_the_exit_code_of_a_group(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.read_exit_code() is None
+    run.write_exit_code(ExitCode.INTERRUPTED)
+    assert run.read_exit_code() is ExitCode.INTERRUPTED
+    run.exit_code_path.write_text("nonsense")
+    assert run.read_exit_code() is None
+
+
 def test_the_lock_goes_with_its_process(tmp_path):
     run = RunDirectory(tmp_path)
     script = (

@@ -4,7 +4,6 @@ import random
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -12,39 +11,23 @@ import torch
 from tiny_run import (
     bodies_of,
     events_of,
+    final_state,
     make_dataset,
     make_run,
     record_of,
     run_to_end,
     trainer_process,
+    wait_for_step,
 )
 
-from nanogpt.checkpoint import load_model_state, load_train_state, newest_valid, read_meta
+from nanogpt.checkpoint import newest_valid, read_meta
 from nanogpt.training import __main__ as main_module
 from nanogpt.training import trainer as trainer_module
 from nanogpt.training.events import CheckpointWritten, StepMetrics
-from nanogpt.training.run_directory import EventReader, ExitCode, RunDirectory
+from nanogpt.training.run_directory import ExitCode, RunDirectory
 from nanogpt.training.step import TrainingStep
 
 LONG = {"max_iters": 100_000, "lr_decay_iters": 100_000, "log_interval": 1}
-
-
-def wait_for_step(directory, process, step):
-    """Returns once the trainer has recorded a step not before this one."""
-    reader = EventReader(directory.metrics_path)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        steps = [e.body.step for e in reader.read() if isinstance(e.body, StepMetrics)]
-        if steps and steps[-1] >= step:
-            return
-        assert process.poll() is None, directory.log_path.read_text()
-        time.sleep(0.001)
-    raise AssertionError(directory.log_path.read_text())
-
-
-def final_state(directory):
-    folder = newest_valid(directory.checkpoints_path)
-    return {**load_model_state(folder), **load_train_state(folder)}
 
 
 @pytest.mark.parametrize(

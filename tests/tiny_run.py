@@ -4,15 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nanogpt.checkpoint import load_model_state, load_train_state, newest_valid
 from nanogpt.config import TrainConfig
 from nanogpt.datasets.prepare import prepare_text
-from nanogpt.training.events import Event
+from nanogpt.training.events import Event, StepMetrics
 from nanogpt.training.run_directory import EventReader, RunDirectory, RunSpec
 
 TINY: dict[str, Any] = {
@@ -112,3 +114,21 @@ def run_to_end(directory: RunDirectory) -> int:
     """The exit code of the real trainer."""
     with trainer_process(directory) as process:
         return process.wait(timeout=90)
+
+
+def wait_for_step(directory, process, step):
+    """Returns once the trainer has recorded a step not before this one."""
+    reader = EventReader(directory.metrics_path)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        steps = [e.body.step for e in reader.read() if isinstance(e.body, StepMetrics)]
+        if steps and steps[-1] >= step:
+            return
+        assert process.poll() is None, directory.log_path.read_text()
+        time.sleep(0.001)
+    raise AssertionError(directory.log_path.read_text())
+
+
+def final_state(directory):
+    folder = newest_valid(directory.checkpoints_path)
+    return {**load_model_state(folder), **load_train_state(folder)}

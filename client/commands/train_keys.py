@@ -61,4 +61,7 @@ TRAIN_KEYS = (
     Key("max_rollbacks", INT32, 3, "How often a run may go back before it fails."),
     Key("rollback_lr_factor", FLOAT, 0.5, "Factor of the learning rate when it goes back."),
     Key("tensorboard_log", BOOL, False, "Write TensorBoard files, if tensorboardX is installed."),
+    Key("processes", INT32, 1, "Processes that share each step; has to divide the batch."),
+    Key("sharding", TEXT, "ddp", "Each of them holds the whole model (ddp) or a share (fsdp)."),
+    Key("launcher", TEXT, "local", "Where they run: local, or ray."),
 )

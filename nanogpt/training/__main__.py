@@ -1,9 +1,12 @@
-"""Trains one run: `python -m nanogpt.training RUN_DIR [--watch-stdin]`.
+"""Trains one run: `python -m nanogpt.training RUN_DIR [--watch-stdin]`, whatever its processes.
 
 RUN_DIR holds spec.json (run_directory.py says what else). Started again after an interruption or a
 crash, it goes on from the newest checkpoint. SIGTERM or SIGINT finishes the step, writes a
 checkpoint and exits with 75; with --watch-stdin so does end-of-file on standard input, which is how
 a server that starts trainers takes them along when it dies. Exit codes: run_directory.ExitCode.
+
+A run of several processes is led by this one, which starts the others (group.py); or this one is
+started as one of them by torchrun or a cluster, which say so in torch's environment variables.
 
 Which machine, which account, how often to try again: the caller's business.
 """
@@ -14,19 +17,24 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from nanogpt.config import InvalidConfig
+from nanogpt.training.group import MEMBER_FLAG, obey_leader, run_group
 from nanogpt.training.run_directory import (
     ERROR_PREFIX,
     ExitCode,
     RunDirectory,
     RunDirectoryBusy,
+    RunSpec,
 )
+
+if TYPE_CHECKING:
+    from nanogpt.training.world import World
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,19 +42,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nanogpt.training", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--watch-stdin", action="store_true")
+    parser.add_argument(MEMBER_FLAG, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     stop = threading.Event()
     _stop_on_signals(stop)
-    if options.watch_stdin:
+    if options.member:
+        obey_leader(stop)
+    elif options.watch_stdin:
         _stop_at_end_of_stdin(stop)
     if not options.run_dir.is_dir():
         return _fail(ExitCode.BAD_CONFIG, f"there is no run directory {options.run_dir}")
     directory = RunDirectory(options.run_dir)
     try:
-        with directory.lock():
-            with suppress(OSError):  # a full disk costs the signature only
-                directory.sign_lock()
-            return _train(directory, stop.is_set)
+        spec = directory.read_spec()
+        if options.member:
+            return _be_member(directory, spec, stop)
+        if "RANK" in os.environ:
+            return _take_place(directory, spec, stop, _signed(directory, directory.lock()))
+        if spec.config.processes > 1:
+            with _signed(directory, directory.lead()):
+                return run_group(directory, spec.config.processes, stop, _log)
+        with _signed(directory, directory.lock()):
+            return _train(directory, spec, stop.is_set)
+    except InvalidConfig as error:
+        return _fail(ExitCode.BAD_CONFIG, str(error))
     except RunDirectoryBusy as error:
         return _fail(1, str(error))
     except OSError as error:  # such as a full disk: started again, the run goes on
@@ -54,13 +73,53 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(1, f"a file cannot be read or written: {error.strerror or 'unknown reason'}")
 
 
-def _train(directory: RunDirectory, should_stop: Callable[[], bool]) -> int:
-    """Trains and turns what may go wrong into an exit code and one sentence."""
+@contextmanager
+def _signed(directory: RunDirectory, hold: AbstractContextManager[None]) -> Iterator[None]:
+    """Holds the run directory, and says there who does."""
+    with hold:
+        with suppress(OSError):  # a full disk costs the signature only
+            directory.sign_lock()
+        yield
+
+
+def _be_member(directory: RunDirectory, spec: RunSpec, stop: threading.Event) -> int:
+    """Trains as one of a group. 0 unless it crashes: how it ended is said in the run directory."""
+    if directory.read_exit_code() is not None:
+        return 0  # all was said before another one crashed
+    code = _take_place(directory, spec, stop, directory.follow())
+    if code not in list(ExitCode):
+        return code
+    failed = ExitCode.BAD_CONFIG <= code < ExitCode.INTERRUPTED
+    if failed or os.environ["RANK"] == "0":  # which alone knows that the last checkpoint is written
+        directory.write_exit_code(ExitCode(code))
+    return 0
+
+
+def _take_place(
+    directory: RunDirectory,
+    spec: RunSpec,
+    stop: threading.Event,
+    hold: AbstractContextManager[None],
+) -> int:
+    """Trains as the process that torch's environment variables say; the first one holds the run."""
+    from nanogpt.training.distributed import join
+    from nanogpt.training.world import Place
+
+    place = Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     try:
-        spec = directory.read_spec()
+        with hold if place.rank == 0 else nullcontext(), join(place, spec.config) as world:
+            return _train(directory, spec, stop.is_set, world)
     except InvalidConfig as error:
         return _fail(ExitCode.BAD_CONFIG, str(error))
 
+
+def _train(
+    directory: RunDirectory,
+    spec: RunSpec,
+    should_stop: Callable[[], bool],
+    world: "World | None" = None,
+) -> int:
+    """Trains and turns what may go wrong into an exit code and one sentence."""
     # torch takes seconds to import: not before it is certain that there is something to do
     from nanogpt.datasets.dataset import BadDataset
     from nanogpt.device import is_out_of_memory
@@ -68,7 +127,7 @@ def _train(directory: RunDirectory, should_stop: Callable[[], bool]) -> int:
     from nanogpt.training.trainer import train
 
     try:
-        return train(directory, spec, should_stop=should_stop, log=_log)
+        return train(directory, spec, should_stop=should_stop, log=_log, world=world)
     except InvalidConfig as error:
         return _fail(ExitCode.BAD_CONFIG, str(error))
     except BadDataset as error:
@@ -99,8 +158,10 @@ def _stop_on_signals(stop: threading.Event) -> None:
 
 
 def _stop_at_end_of_stdin(stop: threading.Event) -> None:
+    stdin = os.dup(sys.stdin.fileno())  # it may become another one
+
     def watch() -> None:
-        while os.read(sys.stdin.fileno(), 4096):
+        while os.read(stdin, 4096):
             pass
         stop.set()
 

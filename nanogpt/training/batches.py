@@ -29,6 +29,12 @@ class Stream(IntEnum):
     SAMPLE = 3
 
 
+Share = tuple[slice, slice]
+"""Which micro-batches of a step, and which of their sequences."""
+
+EVERYTHING: Share = (slice(None), slice(None))
+
+
 class Batches:
     """Crops of T + 1 tokens: T inputs, and as targets the same shifted by one."""
 
@@ -39,8 +45,12 @@ class Batches:
         shape: tuple[int, int, int],
         seed: int,
         stream: Stream,
+        share: Share = EVERYTHING,
     ) -> None:
-        """`shape` is (A, B, T). Raises BadDataset if there are fewer than T + 1 tokens."""
+        """`shape` is (A, B, T), of which `share` is read.
+
+        Raises BadDataset if there are fewer than T + 1 tokens.
+        """
         if len(tokens) < shape[-1] + 1:
             split = "validation" if stream == Stream.EVALUATE_VAL else "training"
             raise BadDataset(
@@ -51,16 +61,17 @@ class Batches:
         self._shape = shape
         self._seed = seed
         self._stream = stream
+        self._share = share
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the update that follows `step` updates: (A, B, T) int64 each.
 
         Starts are uniform in 0..N-T-1, with replacement, as nanoGPT draws them. All of a step are
-        drawn together, so accumulation changes how a step is cut, not what it sees.
+        drawn together, so neither accumulation nor sharing changes what a step sees.
         """
         A, B, T = self._shape
         generator = np.random.default_rng((self._seed, self._stream, step))
-        starts = generator.integers(0, len(self._tokens) - T, size=(A, B, 1))
+        starts = generator.integers(0, len(self._tokens) - T, size=(A, B, 1))[self._share]
         crops = torch.from_numpy(self._tokens[starts + np.arange(T + 1)].astype(np.int64))
         return crops[..., :-1], crops[..., 1:]
 

@@ -21,6 +21,7 @@ from nanogpt import checkpoint
 from nanogpt.checkpoint import TIED, CheckpointMeta
 from nanogpt.training.events import CheckpointWritten
 from nanogpt.training.report import Report
+from nanogpt.training.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,20 @@ class _Write:
 class CheckpointWriter:
     """One checkpoint at a time; a full disk costs that checkpoint and nothing else."""
 
-    def __init__(self, folder: Path, keep: int, report: Report, log: Callable[[str], None]) -> None:
-        """Keeps the newest `keep` checkpoints in `folder` beside those that are needed."""
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        report: Report,
+        log: Callable[[str], None],
+        world: World | None = None,
+    ) -> None:
+        """Keeps the newest `keep` checkpoints in `folder` beside those that are needed.
+
+        The processes of a `world` save together; the first one writes.
+        """
         self._folder, self._keep = folder, keep
+        self._world = world or World()
         self._report, self._log = report, log
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._write: _Write | None = None
@@ -62,13 +74,17 @@ class CheckpointWriter:
         """
         started = time.perf_counter()
         self.wait_quietly()
-        if (saved := self.saved) is not None and saved.step == meta.step:
-            meta = replace(meta, files=saved.files, create_time=saved.create_time)
-            copies = None
-        else:
+        saved, copies = self.saved, None
+        if saved is not None and saved.step != meta.step:
+            saved = None
+        if self._world.of_first(saved is None):
             weights, tensors = state()
             weights = {name: tensor for name, tensor in weights.items() if name != TIED}
             copies = self._copy(weights, "weights."), self._copy(tensors, "state.")
+        if not self._world.is_first:
+            return
+        if saved is not None:
+            meta = replace(meta, files=saved.files, create_time=saved.create_time)
         self._report.hold()
         waited = time.perf_counter() - started
         outcome = self._thread.submit(self._commit, meta, copies, keep_steps)

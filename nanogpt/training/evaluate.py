@@ -4,6 +4,7 @@ The batches have draws of their own, so evaluating more or less often changes no
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.model import GPT
 from nanogpt.training.batches import Batches, Stream, to_device
 from nanogpt.training.step import Forward, autocast
+from nanogpt.training.world import World
 
 
 class Interrupted(Exception):
@@ -29,8 +31,12 @@ class Evaluator:
         val_tokens: NDArray[np.uint16],
         config: TrainConfig,
         should_stop: Callable[[], bool],
+        world: World | None = None,
     ) -> None:
-        """Raises BadDataset if a split is too short to crop."""
+        """The processes of a `world` take turns with the batches, and each gets both losses.
+
+        Raises BadDataset if a split is too short to crop.
+        """
         shape = (1, config.batch_size, config.block_size)
         self._train = Batches(
             train_tokens, shape=shape, seed=config.seed, stream=Stream.EVALUATE_TRAIN
@@ -39,6 +45,7 @@ class Evaluator:
         self._windows = Windows(val_tokens, shape[1:]) if config.eval_whole_split else None
         self._num_batches = config.eval_iters
         self._should_stop = should_stop
+        self._world = world or World()
 
     def __call__(self, model: GPT, forward: Forward, dtype: torch.dtype) -> tuple[float, float]:
         """Mean cross-entropy, in nats, of training batches and of the validation split.
@@ -73,14 +80,28 @@ class Evaluator:
     ) -> float:
         """Mean over all sequences of all batches, (B, T) each."""
         total, num_sequences = torch.zeros((), dtype=torch.float64), 0
-        for inputs, targets in batches:
+        for (inputs, targets), counts in self._turns(batches):
             if self._should_stop():
                 raise Interrupted
             with autocast(model.device, dtype):
                 _, loss = forward(to_device(inputs, model.device), to_device(targets, model.device))
-            total += loss.cpu() * len(inputs)
-            num_sequences += len(inputs)
-        return total.item() / num_sequences
+            if counts:
+                total += loss.cpu() * len(inputs)
+                num_sequences += len(inputs)
+        return self._world.sum(total.item()) / self._world.sum(num_sequences)
+
+    def _turns(
+        self, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> Iterator[tuple[tuple[Tensor, Tensor], bool]]:
+        """This process's batches, and whether they count.
+
+        All processes get equally many, since a model that is spread needs them all: who has nothing
+        to do in the last round repeats a batch, which does not count.
+        """
+        remaining, rank = iter(batches), self._world.rank
+        while turns := list(islice(remaining, self._world.size)):
+            counts = rank < len(turns)
+            yield turns[rank if counts else -1], counts
 
 
 class Windows:

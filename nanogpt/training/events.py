@@ -246,6 +246,22 @@ class EventWriter:
         self.close()
 
 
+class NoEvents(EventWriter):
+    """For a process that trains along and does not write: there is one writer of a record."""
+
+    def __init__(self) -> None:
+        pass
+
+    def append(self, body: Body, rollbacks: int = 0, when: float | None = None) -> None:
+        """Records nothing."""
+
+    def sync(self) -> None:
+        """Waits for nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
 class EventReader:
     """Follows a record that may still grow, each event once. For one thread at a time."""
 

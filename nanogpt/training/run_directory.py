@@ -5,6 +5,7 @@
             log.txt         what the trainer printed
             checkpoints/    step_000250/ and so on (nanogpt/checkpoint.py)
             trainer.lock    held by the trainer for its life; says which process that is
+            exit_code       how a run of several processes ended
 
 It does not know how training works, nor who starts it. One writer for each file.
 """
@@ -153,6 +154,10 @@ class RunDirectory:
     def lock_path(self) -> Path:
         return self.path / "trainer.lock"
 
+    @property
+    def exit_code_path(self) -> Path:
+        return self.path / "exit_code"
+
     def write_spec(self, spec: RunSpec) -> None:
         """Writes spec.json at once, and makes the folder if there is none."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -171,15 +176,47 @@ class RunDirectory:
             raise InvalidConfig([Violation("spec.json", "must be an object, and config in it too")])
         return RunSpec.from_mapping(values)
 
+    def write_exit_code(self, code: ExitCode) -> None:
+        """Tells whoever started the processes of a run how it ended."""
+        durable.write_file(self.exit_code_path, f"{code:d}\n".encode())
+
+    def read_exit_code(self) -> ExitCode | None:
+        """How the processes say that the run ended; None if they have not said so."""
+        try:
+            return ExitCode(int(self.exit_code_path.read_text()))
+        except (FileNotFoundError, ValueError):
+            return None
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the run directory. Raises RunDirectoryBusy if another process does.
 
         The operating system releases it when the process ends, however it ends.
         """
+        with self._locked(fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def lead(self) -> Iterator[None]:
+        """Holds the run directory for the processes that this one starts, which `follow`.
+
+        Raises RunDirectoryBusy as long as another trainer, or one of its processes, is left.
+        """
+        with self._locked(fcntl.LOCK_EX, fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def follow(self) -> Iterator[None]:
+        """Holds it too, for one that was started by a process that leads."""
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def _locked(self, *kinds: int) -> Iterator[None]:
         with self.lock_path.open("a") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for kind in kinds:
+                    fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunDirectoryBusy(f"another trainer is at work in {self.path.name}") from error
             yield

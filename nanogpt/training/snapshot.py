@@ -14,6 +14,7 @@ from torch import Tensor
 from nanogpt.datasets.dataset import Dataset
 from nanogpt.model import GPT
 from nanogpt.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from nanogpt.training.world import World
 
 
 @dataclass(slots=True)
@@ -85,27 +86,44 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def take_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The part that is tensors: the optimizer's state and the random number generators."""
-    tensors = {**optimizer_tensors(optimizer, model), "rng.cpu": torch.get_rng_state()}
+def take_tensors(
+    model: GPT, optimizer: torch.optim.Optimizer, world: World | None = None
+) -> dict[str, Tensor]:
+    """The part that is tensors: the optimizer's state and the random number generators.
+
+    All processes of the world take it together; it is whole in the first one only.
+    """
+    world = world or World()
+    draws = {"rng.cpu": torch.get_rng_state()}
     if model.device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(model.device)
+        draws["rng.cuda"] = torch.cuda.get_rng_state(model.device)
     if model.device.type == "mps":
-        tensors["rng.mps"] = torch.mps.get_rng_state()
-    return tensors
+        draws["rng.mps"] = torch.mps.get_rng_state()
+    return {**world.whole(optimizer_tensors(optimizer, model)), **world.of_each(draws)}
 
 
 def restore_tensors(
-    model: GPT, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    world: World | None = None,
 ) -> None:
     """Puts back what `take_tensors` gave. Comes last: whatever else starts may draw numbers.
 
-    A run that moves to another kind of device keeps its weights and moments; the other kind's
-    generator starts from the seed.
+    A run that moves to another kind of device, or to more processes, keeps its weights and
+    moments; generators that are new start from the seed.
     """
-    load_optimizer_tensors(optimizer, model, tensors)
-    torch.set_rng_state(tensors["rng.cpu"])
-    if model.device.type == "cuda" and "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng.cuda"], model.device)
-    if model.device.type == "mps" and "rng.mps" in tensors:
-        torch.mps.set_rng_state(tensors["rng.mps"])
+    world = world or World()
+    weights = dict(model.named_parameters())
+    shares = {
+        name: world.part_like(weights[weight], tensor) if weight in weights else tensor
+        for name, tensor in tensors.items()
+        for weight in [name.split(".", 2)[-1]]  # of `optimizer.QUANTITY.WEIGHT`
+    }
+    load_optimizer_tensors(optimizer, model, shares)
+    if (state := world.own(tensors, "rng.cpu")) is not None:
+        torch.set_rng_state(state)
+    if model.device.type == "cuda" and (state := world.own(tensors, "rng.cuda")) is not None:
+        torch.cuda.set_rng_state(state, model.device)
+    if model.device.type == "mps" and (state := world.own(tensors, "rng.mps")) is not None:
+        torch.mps.set_rng_state(state)

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from nanogpt.model import GPT
+from nanogpt.training.world import Forward, World
 
-Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Inputs and targets, (B, T) each, to logits (B, T, V) and the mean loss."""
+__all__ = ["Diverged", "Forward", "StepResult", "TrainingStep", "autocast"]
 
 
 Accept = Callable[[float, float], bool]
@@ -51,8 +51,13 @@ class TrainingStep:
         dtype: torch.dtype,
         grad_clip: float,
         forward: Forward | None = None,
+        world: World | None = None,
     ) -> None:
-        """`forward` is the model, perhaps compiled. `grad_clip` 0 does not clip."""
+        """`forward` is the model, perhaps compiled. `grad_clip` 0 does not clip.
+
+        The processes of a `world` take each step together, each with its share of the batch.
+        """
+        self._world = world or World()
         self._forward = model if forward is None else forward
         self._weights = list(model.parameters())
         self._optimizer = optimizer
@@ -86,19 +91,24 @@ class TrainingStep:
         """Leaves the clipped gradient in the weights; returns the loss and the norm before."""
         self._optimizer.zero_grad(set_to_none=True)
         losses = []
-        for micro_inputs, micro_targets in zip(inputs, targets, strict=True):
-            with autocast(self._device, self._dtype):
-                _, loss = self._forward(micro_inputs, micro_targets)
-            # micro-batches are equally large, so the mean of their means is the mean
-            self._scaler.scale(loss / len(inputs)).backward()
+        for left, micro_inputs, micro_targets in zip(
+            reversed(range(len(inputs))), inputs, targets, strict=True
+        ):
+            with self._world.accumulating(last=left == 0):
+                with autocast(self._device, self._dtype):
+                    _, loss = self._forward(micro_inputs, micro_targets)
+                # micro-batches are equally large, so the mean of their means is the mean
+                self._scaler.scale(loss / len(inputs)).backward()
             losses.append(loss.detach())
         self._scaler.unscale_(self._optimizer)
         if self._grad_clip > 0:
             norm = clip_grad_norm_(self._weights, self._grad_clip)
         else:
             norm = get_total_norm([w.grad for w in self._weights if w.grad is not None])
+        norm = self._world.whole_number(norm)  # the same in all processes, and so its mean
+        figures = self._world.mean(torch.stack([torch.stack(losses).mean(), norm]))
         # the one wait for the device in a step
-        mean_loss, grad_norm = torch.stack([torch.stack(losses).mean(), norm]).tolist()
+        mean_loss, grad_norm = figures.tolist()
         return mean_loss, grad_norm
 
     def scaler_state(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from nanogpt.training.events import (
     Divergence,
     Evaluation,
     EventWriter,
+    NoEvents,
     RunStarted,
     Sample,
 )
@@ -47,6 +48,7 @@ from nanogpt.training.snapshot import (
 from nanogpt.training.starting_point import Resumed, find_starting_point, read_checkpoint
 from nanogpt.training.step import Diverged, StepResult, TrainingStep
 from nanogpt.training.tracking import Tracking
+from nanogpt.training.world import World
 
 
 def train(
@@ -55,18 +57,27 @@ def train(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     log: Callable[[str], None] = print,
+    world: World | None = None,
 ) -> ExitCode:
     """Trains until a stop is asked for (INTERRUPTED) or the end: DONE, or one of the early ones.
 
     Goes on from the newest valid checkpoint if there is one, and writes one either way. Raises
     InvalidConfig, BadDataset, Diverged, and whatever torch raises when memory runs out.
+
+    All processes of a world call it; they stop as soon as one of them should. The first one
+    writes and reports, the others are silent.
     """
+    world = world or World()
+    config = spec.config
+    if not world.is_first:
+        log, config = _say_nothing, replace(config, wandb_log=False, tensorboard_log=False)
     with ExitStack() as stack:
-        events = stack.enter_context(EventWriter(directory.metrics_path))
-        tracking = Tracking(spec.config, spec.job_id, directory.path, log)
+        events = EventWriter(directory.metrics_path) if world.is_first else NoEvents()
+        stack.enter_context(events)
+        tracking = Tracking(config, spec.job_id, directory.path, log)
         stack.callback(tracking.close)
         report = Report(events, tracking, log)
-        return Trainer(directory, spec, report, should_stop, log).run()
+        return Trainer(directory, spec, report, lambda: world.any(should_stop()), log, world).run()
 
 
 class Trainer:
@@ -79,8 +90,10 @@ class Trainer:
         report: Report,
         should_stop: Callable[[], bool],
         log: Callable[[str], None],
+        world: World,
     ) -> None:
         config = spec.config
+        self._world = world
         self._config, self._job_id = config, spec.job_id
         self._checkpoints = directory.checkpoints_path
         self._report, self._should_stop, self._log = report, should_stop, log
@@ -91,34 +104,43 @@ class Trainer:
             shape=(config.gradient_accumulation_steps, config.batch_size, config.block_size),
             seed=config.seed,
             stream=Stream.TRAIN,
+            share=world.place.share(config),
         )
-        self._evaluator = Evaluator(train_tokens, val_tokens, config, should_stop)
+        self._evaluator = Evaluator(train_tokens, val_tokens, config, should_stop, world)
         self._val_token_bytes = mean_token_bytes(dataset.tokenizer, val_tokens)
         self._prompts = prompts_of(config.sample_prompts, dataset.tokenizer)
         self._last_step = last_step(config, len(train_tokens))
         where = _pick_device(config)
 
-        checkpoint.sweep_unfinished(self._checkpoints)
+        if world.is_first:
+            checkpoint.sweep_unfinished(self._checkpoints)
         start = find_starting_point(directory, spec, dataset, log)
-        self._dtype = _pick_dtype(config, where, start.resumed)
+        world.check_equal(start.resumed.meta.step if start.resumed else None, "checkpoints")
+        self._dtype = world.of_first(_pick_dtype(config, where, start.resumed))
         model = self._model = start.model.to(where).train()
+        world.spread(model, config.sharding)
         self._optimizer = make_optimizer(model, config)
         inputs, targets = (x[0].to(where) for x in self._batches.at(0))
-        self._forward = compiled_forward(
+        forward = compiled_forward(
             model, config.compile, dtype=self._dtype, example=(inputs, targets), log=log
         )
+        self._forward = world.synchronize(model, forward, (inputs, targets))
         self._step = TrainingStep(
             model,
             self._optimizer,
             dtype=self._dtype,
             grad_clip=config.grad_clip,
             forward=self._forward,
+            world=world,
         )
         self._window = Window(config.spike_threshold)
-        self._writer = CheckpointWriter(self._checkpoints, config.keep_checkpoints, report, log)
+        self._writer = CheckpointWriter(
+            self._checkpoints, config.keep_checkpoints, report, log, world
+        )
         self._progress = Progress()
         self._started, self._earlier_seconds = time.perf_counter(), 0.0
         report.started(self._describe_run())
+        world.diverge_draws(config.seed, step=0)
         if start.resumed is not None:
             self._go_on(start.resumed)
         self._first_step = self._progress.step
@@ -194,7 +216,7 @@ class Trainer:
         """
         config, progress = self._config, self._progress
         self._writer.wait_quietly()
-        folder = self._last_good_checkpoint()
+        folder = self._world.of_first(self._last_good_checkpoint())
         kept = "none" if folder is None else f"step {checkpoint.step_of(folder)}"
         if folder is None or progress.rollbacks >= config.max_rollbacks:
             self._report.sync()
@@ -209,8 +231,12 @@ class Trainer:
         event = self._describe_divergence(Action.ROLLED_BACK, result)
         event = replace(event, rolled_back_to_step=resumed.meta.step, learning_rate_factor=factor)
         self._report.diverged(event)
-        checkpoint.drop_newer(self._checkpoints, resumed.meta.step)
-        self._model.load_state_dict(model.state_dict())
+        if self._world.is_first:
+            checkpoint.drop_newer(self._checkpoints, resumed.meta.step)
+        whole, weights = model.state_dict(), self._model.state_dict()
+        self._model.load_state_dict(
+            {name: self._world.part_like(weights[name], whole[name]) for name in weights}
+        )
         self._restore(resumed)
         self._progress.rollbacks = self._report.rollbacks = rollbacks
         self._progress.skips = 0
@@ -291,7 +317,7 @@ class Trainer:
         """An attempt that begins too late still takes a step, unless its losses are known."""
         progress, limit = self._progress, self._config.max_seconds
         is_new = progress.step > self._first_step or progress.step == progress.evaluated_step
-        return 0 < limit <= self._seconds() and is_new
+        return 0 < limit and self._world.any(limit <= self._seconds() and is_new)
 
     def _checkpoint_is_due(self, evaluated: bool) -> bool:
         step, interval = self._progress.step, self._config.checkpoint_interval
@@ -309,7 +335,8 @@ class Trainer:
         )
 
     def _take_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return self._model.state_dict(), take_tensors(self._model, self._optimizer)
+        weights = self._world.whole(self._model.state_dict())
+        return weights, take_tensors(self._model, self._optimizer, self._world)
 
     def _go_on(self, resumed: Resumed) -> None:
         """Takes up a run where an earlier attempt left it."""
@@ -325,7 +352,8 @@ class Trainer:
         self._report.rollbacks = self._progress.rollbacks
         self._window.load_state(resumed.snapshot.window)
         self._step.load_scaler_state(resumed.snapshot.scaler)
-        restore_tensors(self._model, self._optimizer, resumed.tensors)
+        self._world.diverge_draws(self._config.seed, resumed.meta.step)
+        restore_tensors(self._model, self._optimizer, resumed.tensors, self._world)
 
     def _describe_divergence(self, action: Action, result: StepResult | None) -> Divergence:
         def finite(value: float) -> float | None:
@@ -342,7 +370,8 @@ class Trainer:
 
     def _describe_run(self) -> RunStarted:
         where, meta = self._model.device, self._dataset.meta
-        peak = device.measure_peak(where, self._dtype, bandwidth=False)
+        peak = device.measure_peak(where, self._dtype, bandwidth=False)  # all of them at once
+        peak_flops = None if peak.flops is None else self._world.sum(peak.flops)
         return RunStarted(
             model_config=self._model.config,
             parameter_count=self._model.parameter_count(),
@@ -353,7 +382,7 @@ class Trainer:
             device=where.type,
             device_name=device.device_name(where),
             dtype=device.dtype_name(self._dtype),
-            peak_flops=peak.flops,
+            peak_flops=peak_flops,
             peak_source=peak.source,
             max_iters=self._last_step,
         )
@@ -383,6 +412,10 @@ class Trainer:
             rollbacks=progress.rollbacks,
             train=snapshot.to_json(),
         )
+
+
+def _say_nothing(line: str) -> None:
+    """The log of a process that is not the first one."""
 
 
 def last_step(config: TrainConfig, train_tokens: int) -> int:
