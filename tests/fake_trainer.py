@@ -106,6 +106,9 @@ class FakeLauncher:
         self.abandoned: RunLock | None = None
         """What `kill_abandoned` takes from a trainer of a dead server."""
 
+    def check(self, config: TrainConfig) -> None:
+        """Starts anything."""
+
     async def start(self, run: RunDirectory) -> FakeTrainer:
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
         trainer = FakeTrainer(run, script)

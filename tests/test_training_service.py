@@ -571,6 +571,9 @@ class KillingLauncher:
         self._launcher = LocalLauncher(threads=1)
         self._killing: asyncio.Task[None] | None = None
 
+    def check(self, config: Any) -> None:
+        self._launcher.check(config)
+
     async def start(self, run: Any) -> LocalTrainer:
         trainer = await self._launcher.start(run)
         if self._killing is None:

@@ -17,6 +17,7 @@ from server.dataset_store import DatasetStore
 from server.errors import AlreadyExists, DataLoss, NotFound, ResourceExhausted
 from server.full_disk import full_disk_is_exhausted
 from server.jobs.job import Job, JobState, Standing, is_job_id, new_job_id
+from server.jobs.launcher import Launcher
 from server.jobs.ledger import Ledger
 from server.jobs.submission import Models, Plan, Submission, free_name, plan
 
@@ -33,9 +34,15 @@ class Admission:
     """Checks submissions and queues them as jobs."""
 
     def __init__(
-        self, ledger: Ledger, datasets: DatasetStore, models: Models, max_queued_jobs: int
+        self,
+        ledger: Ledger,
+        datasets: DatasetStore,
+        models: Models,
+        launcher: Launcher,
+        max_queued_jobs: int,
     ) -> None:
         self._ledger = ledger
+        self._launcher = launcher
         self._datasets = datasets
         self._models = models
         self._max_queued_jobs = max_queued_jobs
@@ -44,7 +51,8 @@ class Admission:
     async def submit(self, submission: Submission) -> Job:
         """The job as it was queued, or the one that an earlier call with this request id queued.
 
-        Raises InvalidArgument, NotFound, AlreadyExists, ResourceExhausted, DataLoss.
+        Raises InvalidArgument, NotFound, FailedPrecondition, AlreadyExists, ResourceExhausted,
+        DataLoss.
         """
         canonical = submission.canonical()
         async with self._one_at_a_time:
@@ -60,6 +68,7 @@ class Admission:
                         "a new job needs a new one",
                     )
             planned = await asyncio.to_thread(plan, submission, self._datasets, self._models)
+            self._launcher.check(planned.config)
             with full_disk_is_exhausted():
                 return await self._accept(submission, planned, canonical)
 

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from nanogpt.config import TrainConfig
 from nanogpt.training.run_directory import RunDirectory
+from server.errors import FailedPrecondition
 
 
 class Trainer(Protocol):
@@ -32,6 +34,9 @@ class Trainer(Protocol):
 
 class Launcher(Protocol):
     """Starts trainers. Another one may start them elsewhere, on a shared folder."""
+
+    def check(self, config: TrainConfig) -> None:
+        """Raises FailedPrecondition if this server cannot start such a run."""
 
     async def start(self, run: RunDirectory) -> Trainer:
         """A trainer for this run. Raises OSError if it cannot be started."""
@@ -56,6 +61,15 @@ class LocalLauncher:
         self._environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
         if threads is not None:
             self._environment["OMP_NUM_THREADS"] = str(threads)
+
+    def check(self, config: TrainConfig) -> None:
+        """Raises FailedPrecondition if the run is for a cluster."""
+        if config.launcher != "local":
+            raise FailedPrecondition(
+                "launcher_missing",
+                config.launcher,
+                f"this server has no launcher {config.launcher!r}; use local",
+            )
 
     async def start(self, run: RunDirectory) -> "LocalTrainer":
         """A trainer whose output is appended to the run's log. Raises OSError."""

@@ -114,7 +114,7 @@ class JobService:
         store = await JobStore.open(data_dir / "jobs.sqlite")
         ledger = Ledger(store, runs, metrics)
         await ledger.count()
-        admission = Admission(ledger, datasets, models, max_queued_jobs)
+        admission = Admission(ledger, datasets, models, launcher, max_queued_jobs)
         await admission.sweep()
         terms = Terms(
             models=data_dir / "models",

@@ -113,7 +113,8 @@ class TrainingServiceServicer:
         Errors: `NOT_FOUND` if the dataset or the model to start from does not
         exist; `INVALID_ARGUMENT` with one `BadRequest` violation for each field out
         of range, for an unknown preset, and for a dataset shorter than
-        `block_size`; `ALREADY_EXISTS` if the model's name is taken, or if
+        `block_size`; `FAILED_PRECONDITION` if the server does not have the launcher
+        that is asked for; `ALREADY_EXISTS` if the model's name is taken, or if
         `request_id` was used with another body; `RESOURCE_EXHAUSTED` if the queue
         is full; `UNAVAILABLE` while the server drains.
         """
