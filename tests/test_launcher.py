@@ -11,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nanogpt.config import TrainConfig
 from nanogpt.training.run_directory import RunDirectory
+from server.errors import FailedPrecondition
 from server.jobs.launcher import LocalLauncher, LocalTrainer
 from server.jobs.trainer_log import error_line, first_step, last_lines, log_size
 
@@ -190,6 +192,13 @@ async def test_no_descriptor_is_left_behind(run: RunDirectory) -> None:
     for _ in range(5):
         await (await start(run, "")).wait()
     assert psutil.Process().num_fds() == before
+
+
+def test_a_run_for_a_cluster_is_refused_by_this_machine() -> None:
+    launcher = LocalLauncher()
+    launcher.check(TrainConfig(processes=4))
+    with pytest.raises(FailedPrecondition, match="this server has no launcher 'ray'; use local"):
+        launcher.check(TrainConfig(launcher="ray"))
 
 
 async def test_a_program_that_is_not_there_is_an_error(run: RunDirectory) -> None:
