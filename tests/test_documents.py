@@ -2,14 +2,15 @@
 
 import io
 import json
-import sys
 
+import psutil
 import pytest
 from test_archive import tar
 
-from nanogpt.datasets import json_lines, parquet_file
+from nanogpt.datasets import json_lines, parquet_file, parquet_rows
 from nanogpt.datasets.dataset import BadDataset, MissingParquet, TooMuchText
 from nanogpt.datasets.documents import Documents
+from nanogpt.datasets.parquet_rows import FRAME, Kind
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_an_archive_may_be_damaged(upload):
 # Parquet
 
 
-@pytest.mark.parametrize("options", [{}, {"row_group_size": 3}, {"use_dictionary": False}])
+@pytest.mark.parametrize("options", [{}, {"row_group_size": 30}, {"use_dictionary": False}])
 def test_each_row_is_a_document(upload, options):
     texts = ["a", None, "", "ä" * 3, "a"] * 500
     data = parquet({"n": list(range(2500)), "text": texts}, **options)
@@ -194,13 +195,53 @@ def test_a_damaged_parquet_file(upload):
     for damaged in damages:
         with pytest.raises(BadDataset, match="whole Parquet file"):
             upload(damaged, "parquet")
-    for i in range(0, len(data), 11):
+
+
+def frames(data: bytes) -> list[Kind]:
+    """The kinds of the frames, of which none is cut off."""
+    kinds = []
+    while data:
+        kind, size = FRAME.unpack_from(data)
+        kinds.append(Kind(kind))
+        assert len(data) >= FRAME.size + size
+        data = data[FRAME.size + size :]
+    return kinds
+
+
+def test_any_flipped_byte_of_a_parquet_file_is_harmless(tmp_path):
+    """As the process that reads it sees it, here in this one, since there are many."""
+    data = bytearray(parquet({"text": ["some text"] * 100}, use_dictionary=False))
+    for i in range(0, len(data), 7):
         data[i] ^= 0xFF
-        try:
-            upload(bytes(data), "parquet")
-        except BadDataset:
-            pass
+        (tmp_path / "a").write_bytes(data)
         data[i] ^= 0xFF
+        out = io.BytesIO()
+        parquet_rows.main(tmp_path / "a", "text", 1 << 30, out)
+        *rows, last = frames(out.getvalue())
+        assert last in (Kind.END, Kind.BAD) and {Kind.END, Kind.BAD}.isdisjoint(rows)
+
+
+def test_a_reader_that_dies_is_an_error(upload, monkeypatch):
+    data = parquet({"text": ["x"]})
+    monkeypatch.setattr(parquet_file.sys, "executable", "/bin/false")
+    with pytest.raises(BadDataset, match="it is not a whole Parquet file, or takes too much"):
+        upload(data, "parquet")
+
+
+def test_a_row_may_be_too_long(upload, monkeypatch):
+    monkeypatch.setattr(parquet_file, "MAX_ROW_BYTES", 100)
+    with pytest.raises(BadDataset, match="more than 100 bytes in row 2"):
+        upload(parquet({"text": ["x" * 100, "x" * 101]}), "parquet")
+
+
+def test_the_reader_ends_when_nobody_reads_on(tmp_path):
+    (tmp_path / "a").write_bytes(parquet({"text": ["text" * 1000] * 1000}))
+    rows = parquet_file.read_parquet(
+        tmp_path / "a", "text", "", max_bytes=1 << 30, progress=lambda done: None
+    )
+    assert next(rows) == ("text" * 1000, 0)
+    rows.close()  # waits for the process
+    assert not psutil.Process().children()
 
 
 def test_a_column_larger_than_allowed_is_refused_before_it_is_read(upload):
@@ -214,10 +255,3 @@ def test_without_pyarrow_it_is_said_how_to_install_it(upload, monkeypatch):
     monkeypatch.setattr(parquet_file, "find_spec", lambda name: None)
     with pytest.raises(MissingParquet, match=r"install nanogpt-service\[server,parquet\]"):
         upload(tar({"a.parquet": b"x"}), "tar")
-
-
-def test_pyarrow_is_loaded_only_for_parquet(upload):
-    assert "nanogpt.datasets.parquet_file" in sys.modules
-    if "pyarrow" not in sys.modules:
-        upload(lines({"text": "x"}), "jsonl")
-        assert "pyarrow" not in sys.modules
