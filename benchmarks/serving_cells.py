@@ -4,11 +4,11 @@ Everything is measured on a server started as an operator starts it, over gRPC o
 here has no peers of other systems: it compares the service with itself, without what is measured.
 """
 
-import asyncio
 import functools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 
 import psutil
@@ -18,8 +18,7 @@ from benchmarks.cell import Cell, Guard
 from benchmarks.networks import CHAR, GPT2, TINY, Network, prepare_network
 from benchmarks.plan import Options, Plan, single
 from benchmarks.server_process import ServerProcess, served
-from benchmarks.streams import generate_all, one_stream
-from client.async_client import AsyncClient
+from benchmarks.streams import LoadGenerator, Stream
 from client.client import Client
 from nanogpt.device import device_name
 from protos.nanogpt.v1.inference_pb2 import InferenceBenchmark
@@ -74,22 +73,21 @@ def streaming(title: str, options: Options) -> Cell:
     """
     prepare_network(CHAR)
     rounds, new_tokens = (1, 32) if options.quick else (5, 128)
+    asked = InferenceBenchmark(
+        model=CHAR.name,
+        concurrency=[SLOTS],
+        prompt_tokens=CHAR.prompt_tokens,
+        completion_tokens=new_tokens,
+        requests=SLOTS,
+    )
     with_streams, without, missing = [], [], 0
-    with served({CHAR.name: CHAR.folder}, num_slots=SLOTS) as server:
-        with Client(server.address) as client:
-            load = InferenceBenchmark(
-                model=CHAR.name,
-                concurrency=[SLOTS],
-                prompt_tokens=CHAR.prompt_tokens,
-                completion_tokens=new_tokens,
-                requests=SLOTS,
-            )
-            for number in range(rounds):
-                (response,) = client.benchmark_inference(load)
-                without.append(SLOTS / response.inference.tokens_per_second)
-                seconds, token_ids = timed(server, CHAR, SLOTS, new_tokens, seed=number)
-                with_streams.append(seconds / new_tokens)
-                missing += SLOTS * new_tokens - sum(map(len, token_ids))
+    with load_on(CHAR, SLOTS) as (server, load), Client(server.address) as client:
+        for number in range(rounds):
+            (response,) = client.benchmark_inference(asked)
+            without.append(SLOTS / response.inference.tokens_per_second)
+            seconds, streams = load.at_once(prompts(CHAR, SLOTS, number), new_tokens)
+            with_streams.append(seconds / new_tokens)
+            missing += num_missing(streams, SLOTS * new_tokens)
     return cell(
         title,
         ours=median(with_streams),
@@ -105,15 +103,13 @@ def queueing(title: str, options: Options) -> Cell:
     rounds, new_tokens = (1, 2) if options.quick else (3, 16)
     waiting, alone, missing = [], [], 0
     crowd = QUEUED + SLOTS
-    settings = {"num_slots": SLOTS, "max_waiting_requests": QUEUED}
-    with served({CHAR.name: CHAR.folder}, **settings) as server:
-        timed(server, CHAR, SLOTS, new_tokens, seed="warm-up")
+    with load_on(CHAR, crowd, max_waiting_requests=QUEUED) as (_, load):
         for number in range(rounds):
-            seconds = in_turns(server, CHAR, crowd, new_tokens, seed=(number, "alone"))
+            seconds, _ = load.in_turns(prompts(CHAR, crowd, (number, 0)), new_tokens, SLOTS)
             alone.append(seconds / (crowd * new_tokens))
-            seconds, token_ids = timed(server, CHAR, crowd, new_tokens, seed=number)
+            seconds, streams = load.at_once(prompts(CHAR, crowd, (number, 1)), new_tokens)
             waiting.append(seconds / (crowd * new_tokens))
-            missing += crowd * new_tokens - sum(map(len, token_ids))
+            missing += num_missing(streams, crowd * new_tokens)
     return cell(
         title,
         ours=median(waiting),
@@ -127,14 +123,14 @@ def queueing(title: str, options: Options) -> Cell:
 def memory(title: str, num_requests: int) -> Cell:
     """Requests one after another on 32 streams; the guard is what each leaves behind."""
     prepare_network(TINY)
-    with served({TINY.name: TINY.folder}, num_slots=SLOTS) as server:
-        process = psutil.Process(server.pid)
-        warm_up = num_requests // 10
-        in_turns(server, TINY, warm_up, 2, seed="warm-up")
-        before = process.memory_info().rss
-        seconds = in_turns(server, TINY, num_requests - warm_up, 2)
-        growth = process.memory_info().rss - before
+    warm_up = num_requests // 10
     counted = num_requests - warm_up
+    with load_on(TINY, SLOTS) as (server, load):
+        process = psutil.Process(server.pid)
+        load.in_turns(prompts(TINY, warm_up, "warm-up"), 2, SLOTS)
+        before = process.memory_info().rss
+        seconds, _ = load.in_turns(prompts(TINY, counted), 2, SLOTS)
+        growth = process.memory_info().rss - before
     return cell(
         title,
         ours=seconds / counted,
@@ -146,34 +142,22 @@ def memory(title: str, num_requests: int) -> Cell:
     )
 
 
-def timed(
-    server: ServerProcess, network: Network, count: int, new_tokens: int, seed: object = 0
-) -> tuple[float, list[list[int]]]:
-    """Seconds until `count` streams, begun at once, have all their tokens, and the tokens."""
-    asked = prompts(network, count, seed)
-    start = time.perf_counter()
-    token_ids = asyncio.run(generate_all(server.address, network.name, asked, new_tokens))
-    return time.perf_counter() - start, token_ids
+@contextmanager
+def load_on(
+    network: Network, max_streams: int, **settings: object
+) -> Iterator[tuple[ServerProcess, LoadGenerator]]:
+    """A server of one model, and what sends it load."""
+    with served({network.name: network.folder}, num_slots=SLOTS, **settings) as server:
+        load = LoadGenerator(server.address, network.name, max_streams)
+        try:
+            yield server, load
+        finally:
+            load.close()
 
 
-def in_turns(
-    server: ServerProcess, network: Network, num_requests: int, new_tokens: int, seed: object = 0
-) -> float:
-    """Seconds of that many requests, one after another on as many streams as there are slots."""
-
-    async def send() -> None:
-        waiting = iter(prompts(network, num_requests, seed))
-        async with AsyncClient(server.address) as client:
-
-            async def take_turns() -> None:
-                for prompt in waiting:  # shared by all senders
-                    await one_stream(client, network.name, prompt, new_tokens)
-
-            await asyncio.gather(*(take_turns() for _ in range(SLOTS)))
-
-    start = time.perf_counter()
-    asyncio.run(send())
-    return time.perf_counter() - start
+def num_missing(streams: Sequence[Stream], expected: int) -> int:
+    """How many of the expected tokens did not come."""
+    return expected - sum(len(stream.token_ids) for stream in streams)
 
 
 def prompts(network: Network, count: int, seed: object = 0) -> list[list[int]]:

@@ -4,8 +4,7 @@ Both are measured alone and together, on one server and one pair of cores: first
 the job, then both. The job is nanoGPT's CPU recipe on the text that ships with Python.
 """
 
-import asyncio
-import random
+import threading
 import time
 from collections.abc import Collection, Iterator
 from statistics import median
@@ -15,10 +14,9 @@ import numpy as np
 from benchmarks.cell import Cell, Guard
 from benchmarks.networks import CHAR, dataset_of, prepare_network
 from benchmarks.plan import Options, Plan, Unmeasurable
-from benchmarks.server_process import served
-from benchmarks.serving_cells import cell
-from benchmarks.streams import one_stream
-from client.async_client import AsyncClient
+from benchmarks.serving_cells import cell, load_on, prompts
+from benchmarks.streams import LoadGenerator
+from client.client import Client
 
 STREAMS, STREAM_TOKENS = 4, 64
 WARM_UP_STEPS = 10
@@ -44,61 +42,59 @@ def plans(options: Options) -> list[Plan]:
     """One plan of both cells: they are two sides of one measurement."""
 
     def measure(wanted: Collection[str]) -> Iterator[Cell]:
-        found = asyncio.run(_measure(5.0 if options.quick else 30.0))
+        found = _measure(5.0 if options.quick else 30.0)
         return (cell for cell in found if cell.cell in wanted)
 
     return [Plan((LATENCY, TRAINING), measure)]
 
 
-async def _measure(seconds: float) -> list[Cell]:
+def _measure(seconds: float) -> list[Cell]:
     prepare_network(CHAR)
     dataset = dataset_of(CHAR)
-    with served({CHAR.name: CHAR.folder}, datasets=[dataset]) as server:
-        async with AsyncClient(server.address) as client:
-            await _gaps(client, 0.0)  # the first request loads the model
-            idle = await _gaps(client, seconds)
-            job = await client.train(dataset.name, model="trained", **JOB)
-            steps: list[float] = []
-            reader = asyncio.create_task(_read_steps(client, job.id, steps))
-            try:
-                while len(steps) < WARM_UP_STEPS and not reader.done():
-                    await asyncio.sleep(0.1)
-                steps.clear()
-                await asyncio.sleep(seconds)
-                alone = list(steps)
-                steps.clear()
-                busy = await _gaps(client, seconds)
-                beside = list(steps)
-            finally:
-                reader.cancel()
-                await client.cancel(job.id)
+    with (
+        load_on(CHAR, STREAMS, datasets=[dataset]) as (server, load),
+        Client(server.address) as client,
+    ):
+        idle = _gaps(load, seconds)
+        job = client.train(dataset.name, model="trained", **JOB)
+        steps: list[float] = []
+        reader = threading.Thread(target=_read_steps, args=(server.address, job.id, steps))
+        reader.start()
+        try:
+            while len(steps) < WARM_UP_STEPS and reader.is_alive():
+                time.sleep(0.1)
+            steps.clear()
+            time.sleep(seconds)
+            alone = list(steps)
+            steps.clear()
+            busy = _gaps(load, seconds)
+            beside = list(steps)
+        finally:
+            client.cancel(job.id)  # which ends the reader too
+            reader.join()
     if not alone or not beside:
         raise Unmeasurable(f"training took no step within {seconds:g} s")
     return _cells(idle, busy, alone, beside)
 
 
-async def _gaps(client: AsyncClient, seconds: float) -> list[float]:
-    """Seconds between the tokens of streams that follow each other for so long, at least one."""
+def _gaps(load: LoadGenerator, seconds: float) -> list[float]:
+    """Seconds between the tokens of streams that follow each other for so long, at least once."""
     end = time.perf_counter() + seconds
     gaps: list[float] = []
-    dice = random.Random(1337)
-
-    async def stream() -> None:
-        while True:
-            prompt = dice.choices(range(CHAR.config.vocab_size), k=CHAR.prompt_tokens)
-            gaps.extend((await one_stream(client, CHAR.name, prompt, STREAM_TOKENS)).gaps)
-            if time.perf_counter() >= end:
-                return
-
-    await asyncio.gather(*(stream() for _ in range(STREAMS)))
+    number = 0
+    while not gaps or time.perf_counter() < end:
+        _, streams = load.at_once(prompts(CHAR, STREAMS, number), STREAM_TOKENS)
+        gaps += [gap for stream in streams for gap in stream.gaps]
+        number += 1
     return gaps
 
 
-async def _read_steps(client: AsyncClient, job_id: str, steps: list[float]) -> None:
-    """Collects the duration of every step as it is reported."""
-    async for response in client.watch(job_id):
-        if response.HasField("step"):
-            steps.append(response.step.step_seconds)
+def _read_steps(address: str, job_id: str, steps: list[float]) -> None:
+    """Collects the duration of every step as it is reported, until the job ends."""
+    with Client(address) as client:
+        for response in client.watch(job_id):
+            if response.HasField("step"):
+                steps.append(response.step.step_seconds)
 
 
 def _cells(

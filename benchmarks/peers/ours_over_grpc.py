@@ -1,13 +1,11 @@
-"""Our server in a process of its own, asked over gRPC by our client: one stream a prompt."""
+"""Our server in a process of its own, asked over gRPC: one stream a prompt."""
 
-import asyncio
 from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.server_process import served
-from benchmarks.streams import generate_all
+from benchmarks.streams import LoadGenerator
 from benchmarks.worker import serve
-from client.client import Client
 
 
 class OursOverGrpc:
@@ -16,21 +14,20 @@ class OursOverGrpc:
     def load(
         self, exports: Path, variant: str, *, concurrency: int, max_tokens: int, threads: int
     ) -> None:
-        self._model = exports.name
-        self._server = ExitStack()
-        self._address = self._server.enter_context(
+        self._server = ExitStack()  # open as long as this process lives
+        server = self._server.enter_context(
             served(
-                {self._model: exports / "checkpoint"},
+                {exports.name: exports / "checkpoint"},
                 num_slots=concurrency,
                 threads=threads,
                 precision=variant,
             )
-        ).address
-        with Client(self._address) as client:
-            client.load(self._model)
+        )
+        self._load = LoadGenerator(server.address, exports.name, concurrency)
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        return asyncio.run(generate_all(self._address, self._model, prompts, max_new_tokens))
+        _, streams = self._load.at_once(prompts, max_new_tokens)
+        return [stream.token_ids for stream in streams]
 
 
 if __name__ == "__main__":
