@@ -100,6 +100,8 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.attend: Attend | None = None
+        """Attention of `forward`; None is torch's fused one."""
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         # tied: https://arxiv.org/abs/1608.05859
@@ -136,7 +138,7 @@ class GPT(nn.Module):
         over targets that are not -1. Without, logits are (B, 1, V), of the last position only,
         and the loss is None.
         """
-        x = self.hidden(tokens)
+        x = self.hidden(tokens, attend=self.attend)
         if targets is None:
             return self.lm_head(x[:, [-1], :]), None
         logits = self.lm_head(x)

@@ -37,6 +37,7 @@ from nanogpt.training.checkpoint_writer import CheckpointWriter
 from nanogpt.training.compile import compiled_forward
 from nanogpt.training.evaluate import Evaluator
 from nanogpt.training.events import CheckpointWritten, Evaluation, RunStarted, Sample, StepMetrics
+from nanogpt.training.execution import Execution
 from nanogpt.training.optimizer import make_optimizer
 from nanogpt.training.run_directory import ExitCode
 from nanogpt.training.schedule import learning_rate
@@ -452,6 +453,23 @@ def test_muon_and_zero_projections_resume_bit_for_bit(tmp_path):
     projections = [w for n, w in start.items() if n.endswith("c_proj.weight")]
     assert len(projections) == 4
     assert not any(w.any() for w in projections)
+
+
+def test_a_run_in_pieces_with_a_chunked_loss_resumes_bit_for_bit(tmp_path, monkeypatch):
+    """Its losses are those of the plain way; the choice is read back, not made again."""
+    plain = make_run(tmp_path, "plain", dropout=0.0)
+    run(plain)
+    monkeypatch.setattr(trainer_module, "LARGE_VOCABULARY", 2)
+    monkeypatch.setattr(trainer_module, "choose_execution", lambda *_: Execution(2, "matmul"))
+    whole, stopped = make_run(tmp_path, "whole"), make_run(tmp_path, "stopped")
+    run(whole)
+    run_until(stopped, step=3)
+    monkeypatch.setattr(trainer_module, "choose_execution", lambda *_: Execution())
+    run(stopped)
+    assert without_checkpoints(stopped) == without_checkpoints(whole)
+    assert_same_state(stopped, whole)
+    losses = [[s.loss for s in bodies_of(d, StepMetrics)] for d in (whole, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
     RUN_DIR/spec.json       what to train, written once by whoever submits the run
             metrics.jsonl   events, appended by the trainer (events.py)
             log.txt         what the trainer printed
+            execution.json  how it computes its steps, chosen once by the trainer (execution.py)
             checkpoints/    step_000250/ and so on (nanogpt/checkpoint.py)
             trainer.lock    held by the trainer for its life; says which process that is
             exit_code       how a run of several processes ended
@@ -145,6 +146,10 @@ class RunDirectory:
     @property
     def log_path(self) -> Path:
         return self.path / "log.txt"
+
+    @property
+    def execution_path(self) -> Path:
+        return self.path / "execution.json"
 
     @property
     def checkpoints_path(self) -> Path:

@@ -7,7 +7,7 @@ Shapes: A = micro-batches, B = sequences, T = block_size.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +52,16 @@ class TrainingStep:
         grad_clip: float,
         forward: Forward | None = None,
         world: World | None = None,
+        pieces: int = 1,
     ) -> None:
         """`forward` is the model, perhaps compiled. `grad_clip` 0 does not clip.
 
-        The processes of a `world` take each step together, each with its share of the batch.
+        The processes of a `world` take each step together, each with its share of the batch. Each
+        micro-batch is computed in so many `pieces`, one after another: the same gradient up to
+        rounding, from activations that may fit the cache.
         """
         self._world = world or World()
+        self._pieces = pieces
         self._forward = model if forward is None else forward
         self._weights = list(model.parameters())
         self._optimizer = optimizer
@@ -90,15 +94,16 @@ class TrainingStep:
     def _backward(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Leaves the clipped gradient in the weights; returns the loss and the norm before."""
         self._optimizer.zero_grad(set_to_none=True)
+        A, B = inputs.shape[:2]
         losses = []
-        for left, micro_inputs, micro_targets in zip(
-            reversed(range(len(inputs))), inputs, targets, strict=True
-        ):
+        work = [piece for micro in zip(inputs, targets, strict=True) for piece in self._cut(*micro)]
+        for left, piece in zip(reversed(range(len(work))), work, strict=True):
             with self._world.accumulating(last=left == 0):
                 with autocast(self._device, self._dtype):
-                    _, loss = self._forward(micro_inputs, micro_targets)
-                # micro-batches are equally large, so the mean of their means is the mean
-                self._scaler.scale(loss / len(inputs)).backward()
+                    _, loss = self._forward(*piece)
+                # the mean over all tokens: each piece counts by its sequences
+                loss = loss * (len(piece[0]) / (A * B))
+                self._scaler.scale(loss).backward()
             losses.append(loss.detach())
         self._scaler.unscale_(self._optimizer)
         if self._grad_clip > 0:
@@ -106,10 +111,15 @@ class TrainingStep:
         else:
             norm = get_total_norm([w.grad for w in self._weights if w.grad is not None])
         norm = self._world.whole_number(norm)  # the same in all processes, and so its mean
-        figures = self._world.mean(torch.stack([torch.stack(losses).mean(), norm]))
+        figures = self._world.mean(torch.stack([torch.stack(losses).sum(), norm]))
         # the one wait for the device in a step
         mean_loss, grad_norm = figures.tolist()
         return mean_loss, grad_norm
+
+    def _cut(self, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The pieces of one micro-batch (B, T)."""
+        pieces = inputs.tensor_split(self._pieces), targets.tensor_split(self._pieces)
+        yield from zip(*pieces, strict=True)
 
     def scaler_state(self) -> dict[str, Any]:
         """The loss scale and its history, as JSON; empty unless the type is float16."""

@@ -22,6 +22,7 @@ from nanogpt.datasets.dataset import Dataset
 from nanogpt.training.batches import Batches, Prefetcher, Stream
 from nanogpt.training.checkpoint_writer import CheckpointWriter, written
 from nanogpt.training.compile import compiled_forward
+from nanogpt.training.cross_entropy import LARGE_VOCABULARY, chunked_forward
 from nanogpt.training.divergence import Window
 from nanogpt.training.evaluate import Evaluator, Interrupted
 from nanogpt.training.events import (
@@ -32,6 +33,12 @@ from nanogpt.training.events import (
     NoEvents,
     RunStarted,
     Sample,
+)
+from nanogpt.training.execution import (
+    Execution,
+    choose_execution,
+    recorded_execution,
+    use_attention,
 )
 from nanogpt.training.optimizer import make_optimizer, set_learning_rate
 from nanogpt.training.report import Report
@@ -120,10 +127,23 @@ class Trainer:
         model = self._model = start.model.to(where).train()
         world.spread(model, config.sharding)
         self._optimizer = make_optimizer(model, config)
-        inputs, targets = (x[0].to(where) for x in self._batches.at(0))
+        execution = Execution()
+        if world.size == 1:
+            execution = recorded_execution(
+                directory.execution_path,
+                lambda: choose_execution(model, config.batch_size, self._dtype),
+            )
+        log(f"micro-batches in {execution.pieces} pieces, {execution.attention} attention")
+        use_attention(model, execution)
+        inputs, targets = (
+            x[0].tensor_split(execution.pieces)[0].to(where) for x in self._batches.at(0)
+        )
         forward = compiled_forward(
             model, config.compile, dtype=self._dtype, example=(inputs, targets), log=log
         )
+        is_large = model.config.vocab_size >= LARGE_VOCABULARY
+        if forward is model and is_large and world.size == 1:
+            forward = chunked_forward(model)
         self._forward = world.synchronize(model, forward, (inputs, targets))
         self._step = TrainingStep(
             model,
@@ -132,6 +152,7 @@ class Trainer:
             grad_clip=config.grad_clip,
             forward=self._forward,
             world=world,
+            pieces=execution.pieces,
         )
         self._window = Window(config.spike_threshold)
         self._writer = CheckpointWriter(
