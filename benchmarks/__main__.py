@@ -1,6 +1,6 @@
 """Runs benchmarks, prints every figure, keeps them in benchmarks/out/latest.json.
 
-    python -m benchmarks --suite=training,inference,serving --cells='gpt2*bfloat16'
+    python -m benchmarks --suite=training,inference,serving --cells='GPT-2*bfloat16'
 
     --suite=NAMES     which suites, separated by commas; all by default
     --cells=PATTERN   only cells whose name matches; * stands for any text, at both ends too
@@ -8,14 +8,15 @@
     --resume          leaves out cells that the file of results has already
     --list            prints the names of the cells and measures nothing
 
-Exits with 1 if a guard does not hold: what is fast and wrong does not count. Absolute figures
-differ between machines and runs; the ratios were taken in one run.
+Exits with 1 if a guard does not hold, or a cell failed: what is fast and wrong does not count.
+Absolute figures differ between machines and runs; the ratios were taken in one run.
 """
 
 import argparse
 import fnmatch
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 
 from benchmarks import inference_cells, serving_cells, training_beside, training_step
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str]) -> int:
                     right = right and cell.guard.holds
             except Unmeasurable as error:
                 print(f"  not measured: {error}", flush=True)
+            except Exception:  # an hour of other cells is not lost to one
+                traceback.print_exc()
+                right = False
     if not asked.list:
         print(f"written to {RESULTS}")
     return 0 if right else 1

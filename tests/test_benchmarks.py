@@ -97,10 +97,14 @@ def test_a_run_measures_what_was_asked_for(tmp_path: Path, monkeypatch, capsys) 
         return [
             Plan(names, lambda wanted: [replace(CELL, cell=name) for name in wanted]),
             Plan(("large, int8",), missing),
+            Plan(("broken",), broken),
         ]
 
     def missing(wanted: object) -> list[Cell]:
         raise Unmeasurable("no room")
+
+    def broken(wanted: object) -> list[Cell]:
+        raise RuntimeError("a bug")
 
     path = tmp_path / "latest.json"
     monkeypatch.setattr(benchmarks, "SUITES", {"one": (suite,)})
@@ -117,7 +121,8 @@ def test_a_run_measures_what_was_asked_for(tmp_path: Path, monkeypatch, capsys) 
     capsys.readouterr()
     benchmarks.main(["--resume"])
     assert [r["cell"] for r in read_results(path)] == ["small, int8", "small, float32"]
-    output = capsys.readouterr().out
+    output, errors = capsys.readouterr()
+    assert "RuntimeError: a bug" in errors
     assert "not measured: no room" in output and "measuring small, float32\n" in output
     with pytest.raises(SystemExit):
         benchmarks.main(["--suite=two"])
