@@ -10,8 +10,8 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,6 @@ WORK = Path("build/bench")
 """Models, exports, what peers made of them, and what contenders print."""
 
 LOAD_SECONDS, GENERATE_SECONDS = 900.0, 600.0
-WARM_UP_TOKENS = 4
 
 
 class ContenderFailed(Exception):
@@ -119,47 +118,50 @@ class Entry:
     name: str
     precision: str
     process: ContenderProcess
-    seconds: list[float]
-    token_ids: list[list[int]]
-    """Of its first counted turn."""
     is_rival: bool = True
     """False for ours."""
+    is_out: bool = False
+    """Whether it takes no more turns; its process is closed."""
+    seconds: list[float] = field(default_factory=list)
+    token_ids: list[list[int]] = field(default_factory=list)
+    """Of its first turn."""
 
     @property
     def median_seconds(self) -> float:
         return median(self.seconds)
 
+    def take_turn(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """Measures it once, while all others stand still. Raises ContenderFailed."""
+        self.process.resume()
+        seconds, token_ids = self.process.generate(prompts, max_new_tokens)
+        self.process.pause()
+        self.seconds.append(seconds)
+        self.token_ids = self.token_ids or token_ids
+        rate = len(prompts) * max_new_tokens / seconds
+        now = time.strftime("%H:%M:%S")
+        print(f"  [{now}] {self.name}: {rate:,.1f} tokens/s", flush=True)
+
+    def leave(self) -> None:
+        """Ends its process; what it did counts."""
+        self.is_out = True
+        self.process.close()
+
 
 def take_turns(
-    entries: Collection[Entry],
-    rounds: Sequence[Sequence[Sequence[int]]],
-    max_new_tokens: int,
-    is_hopeless: Callable[[Entry, Collection[Entry]], bool],
+    entries: Collection[Entry], rounds: Sequence[Sequence[Sequence[int]]], max_new_tokens: int
 ) -> dict[str, str]:
-    """Measures each entry once a round, in turn, and returns why some have no result.
+    """Measures everyone who is not out once a round, in turn; returns why some failed.
 
-    `rounds` are the prompts of each round, the same for all. The first is not counted: of it each
-    generates a few tokens only, to be warm. Who `is_hopeless` is left out of the next round.
+    `rounds` are the prompts of each round, the same for all.
     """
     failures: dict[str, str] = {}
-    warm_up, *counted = rounds
-    for number, prompts in enumerate(counted):
+    for prompts in rounds:
         for entry in entries:
-            if entry.name in failures or (number and is_hopeless(entry, entries)):
+            if entry.is_out:
                 continue
-            entry.process.resume()
             try:
-                if number == 0:
-                    entry.process.generate(warm_up, min(WARM_UP_TOKENS, max_new_tokens))
-                seconds, token_ids = entry.process.generate(prompts, max_new_tokens)
+                entry.take_turn(prompts, max_new_tokens)
             except ContenderFailed as error:
                 failures[entry.name] = str(error)
-                entry.process.close()
-                continue
-            entry.process.pause()
-            entry.seconds.append(seconds)
-            entry.token_ids = entry.token_ids or token_ids
-            rate = len(prompts) * max_new_tokens / seconds
-            now = time.strftime("%H:%M:%S")
-            print(f"  [{now}] round {number + 1}: {entry.name}: {rate:,.1f} tokens/s", flush=True)
+                entry.leave()
     return failures

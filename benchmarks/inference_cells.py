@@ -31,6 +31,7 @@ from nanogpt.device import Peak, device_name, measure_peak
 from nanogpt.flops import decode_flops_per_token, multiplied_weights
 
 HOPELESS_FACTOR = 1.5
+WARM_UP_TOKENS = 4
 BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
 KV_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "int4": 2}
 LARGEST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
@@ -69,12 +70,13 @@ def plans(options: Options) -> Iterator[Plan]:
 
 
 def loads(options: Options) -> Iterator[Load]:
+    """Quick ones first."""
     new_tokens, rounds = (16, 1) if options.quick else (128, 3)
-    for network in (GPT2, CHAR):
+    yield Load(f"{GPT2.title}, first token after 512", GPT2, 1, 512, 1, rounds)
+    for network in (CHAR, GPT2):
         for concurrency in (1, 8, 32):
             title = f"{network.title} x {concurrency}"
             yield Load(title, network, concurrency, network.prompt_tokens, new_tokens, rounds)
-    yield Load(f"{GPT2.title}, first token after 512", GPT2, 1, 512, 1, rounds)
 
 
 def measure(load: Load, wanted: Collection[str]) -> Iterator[Cell]:
@@ -83,60 +85,61 @@ def measure(load: Load, wanted: Collection[str]) -> Iterator[Cell]:
     prepare_network(load.network)
     rivals = [peer for peer in PEERS if peer.precision in at_least(precisions[-1])]
     contenders = [
+        *rivals,
         *(ours(precision) for precision in precisions),
         *(ours_over_grpc(precision) for precision in precisions),
-        *rivals,
     ]
     threads = torch.get_num_threads()
-    entries, missing = start(load, contenders, threads)
+    entries: dict[tuple[str, str], Entry] = {}
+    missing: dict[str, str] = {}
     try:
-        rounds = [load.prompts(number) for number in range(1 + load.rounds)]
-        missing |= take_turns(entries.values(), rounds, load.new_tokens, is_hopeless)
+        for contender in contenders:
+            try:
+                entries[contender.name, contender.precision] = enter(load, contender, threads)
+            except ContenderFailed as error:
+                missing[_label(contender)] = str(error)
+                print(f"  {_label(contender)}: {error}", flush=True)
+            for entry in entries.values():
+                if not entry.is_out and is_hopeless(entry, entries.values()):
+                    entry.leave()  # which frees its memory
+        rounds = [load.prompts(number) for number in range(2, load.rounds + 1)]
+        missing |= take_turns(entries.values(), rounds, load.new_tokens)
     finally:
         for entry in entries.values():
-            entry.process.close()
-    done = {key: entry for key, entry in entries.items() if entry.seconds}
+            if not entry.is_out:
+                entry.leave()
+    done = {key: entry for key, entry in entries.items() if entry.name not in missing}
     for precision in precisions:
         yield from cell_of(load, precision, done, missing, threads)
 
 
-def start(
-    load: Load, contenders: Sequence[Contender], threads: int
-) -> tuple[dict[tuple[str, str], Entry], dict[str, str]]:
-    """Loads every contender, one after another. Returns who is ready, and why others are not."""
-    ready: dict[tuple[str, str], Entry] = {}
-    missing: dict[str, str] = {}
-    for contender in contenders:
-        name = _label(contender)
-        if not contender.is_installed:
-            missing[name] = "not installed"
-            continue
-        process = ContenderProcess(name, contender.command, threads)
-        try:
-            process.load(
-                load.network.exports,
-                contender.variant,
-                concurrency=load.concurrency,
-                max_tokens=load.max_tokens,
-                threads=threads,
-            )
-        except ContenderFailed as error:
-            missing[name] = str(error)
-            process.close()
-            print(f"  {name}: {error}", flush=True)
-            continue
-        process.pause()
-        ready[contender.name, contender.precision] = Entry(
-            name, contender.precision, process, [], [], is_rival=contender in PEERS
+def enter(load: Load, contender: Contender, threads: int) -> Entry:
+    """Loads a contender, warms it up and measures it once. Raises ContenderFailed."""
+    if not contender.is_installed:
+        raise ContenderFailed("not installed")
+    name = _label(contender)
+    process = ContenderProcess(name, contender.command, threads)
+    entry = Entry(name, contender.precision, process, is_rival=contender in PEERS)
+    try:
+        process.load(
+            load.network.exports,
+            contender.variant,
+            concurrency=load.concurrency,
+            max_tokens=load.max_tokens,
+            threads=threads,
         )
-    return ready, missing
+        process.generate(load.prompts(0), min(WARM_UP_TOKENS, load.new_tokens))
+        entry.take_turn(load.prompts(1), load.new_tokens)
+    except BaseException:
+        entry.leave()
+        raise
+    return entry
 
 
 def is_hopeless(entry: Entry, entries: Collection[Entry]) -> bool:
     """Whether a peer is much slower than another one that counts wherever it does."""
     return entry.is_rival and any(
         other.is_rival
-        and other.seconds
         and other.precision in at_least(entry.precision)
         and other.median_seconds * HOPELESS_FACTOR < entry.median_seconds
         for other in entries

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import contender
 from benchmarks.contender import ContenderFailed, ContenderProcess, Entry, take_turns
+from benchmarks.inference_cells import is_hopeless
 
 COUNTING = """
 import os, sys, time
@@ -73,24 +74,34 @@ def test_a_refusal_is_told_and_does_not_end_it(start, tmp_path):
 
 def test_turns_go_on_without_those_that_fail(start, tmp_path):
     entries = {}
-    for name in ("good", "dies", "short"):
+    for name in ("good", "dies", "short", "left"):
         process = start(name)
         process.load(tmp_path, name, **SIZES)
         process.pause()
-        entries[name] = Entry(name, "float32", process, [], [])
-    rounds = [[[0], [5]], [[1], [6]], [[2], [7]], [[3], [8]]]
-    failures = take_turns(entries.values(), rounds, 4, lambda entry, others: False)
+        entries[name] = Entry(name, "float32", process)
+    entries["left"].leave()
+    rounds = [[[1], [6]], [[2], [7]], [[3], [8]]]
+    failures = take_turns(entries.values(), rounds, 4)
     assert "exit code 7" in failures["dies"]
     assert "did not generate as many tokens" in failures["short"]
     good = entries["good"]
-    assert len(good.seconds) == 3  # the first round is not counted
+    assert len(good.seconds) == 3
     assert good.token_ids == [[2, 3, 4, 5], [7, 8, 9, 10]]
     assert sorted(failures) == ["dies", "short"]
+    assert {name for name, entry in entries.items() if entry.is_out} == {"dies", "short", "left"}
 
 
-def test_who_cannot_win_is_measured_once(start, tmp_path):
-    process = start("good")
-    process.load(tmp_path, "good", **SIZES)
-    entry = Entry("good", "float32", process, [], [])
-    take_turns([entry], [[[0]], [[1]], [[2]]], 1, lambda entry, others: True)
-    assert len(entry.seconds) == 1
+def test_only_who_cannot_be_the_best_anywhere_is_hopeless(start):
+    process = start("unused")
+
+    def entry(precision: str, seconds: float, is_rival: bool = True) -> Entry:
+        return Entry(precision, precision, process, is_rival, seconds=[seconds])
+
+    fast_int8, slow_float32, slow_int8 = entry("int8", 1), entry("float32", 2), entry("int8", 2)
+    ours = entry("float32", 0.1, is_rival=False)
+    entries = [fast_int8, slow_float32, slow_int8, ours]
+    # int8 does not count in cells of float32, so it beats nobody there, and ours is no peer
+    assert [is_hopeless(each, entries) for each in entries] == [False, False, True, False]
+    assert not is_hopeless(entry("int8", 1.4), entries)
+    assert is_hopeless(entry("float32", 3.1), entries)
+    assert is_hopeless(entry("int4", 1.6), entries)

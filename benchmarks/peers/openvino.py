@@ -39,7 +39,7 @@ class OpenVINO:
     ) -> None:
         chosen = VARIANTS[variant]
         scheduler = genai.SchedulerConfig()
-        scheduler.cache_size = 2
+        scheduler.cache_size = 1  # GB
         scheduler.max_num_seqs = concurrency
         scheduler.max_num_batched_tokens = max(2048, max_tokens)
         scheduler.enable_prefix_caching = False
