@@ -139,7 +139,7 @@ found = [
     post("completion", prompt=p, n_predict=count, temperature=0, return_tokens=True)
     for p in (prompt, text)
 ]
-found.append(post("tokenize", content=text))
+found += [post("tokenize", content=content) for content in (text, "To 😀be")]
 print(json.dumps([[answer["tokens"], answer.get("content")] for answer in found]))
 """
 
@@ -192,6 +192,8 @@ def test_llama_cpp_gives_the_same_greedy_tokens(tmp_path: Path, tokenizer: Token
         (sys.executable, "-c", LLAMA_CPP, request), capture_output=True, text=True, timeout=100
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
-    of_ids, of_text, tokenized = json.loads(ran.stdout.splitlines()[-1])
+    of_ids, of_text, tokenized, unknown = json.loads(ran.stdout.splitlines()[-1])
     assert of_ids == of_text == [expected, tokenizer.decode(expected)]
     assert tokenized[0] == prompt
+    read_as = "To 😀be" if tokenizer.kind == "gpt2" else "To " + " " * len("😀".encode()) + "be"
+    assert unknown[0] == tokenizer.encode(read_as)

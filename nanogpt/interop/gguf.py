@@ -11,8 +11,8 @@ another program are close to ours and not equal. The file says so in `general.de
 
 Characters travel as a vocabulary of the kind that RWKV has: of a text llama.cpp takes the longest
 token that fits, which is one character, and unlike its other kinds this one has no end of text
-unless the file names one. A character that the model does not know is read as a space, or as the
-first character if there is no space, since llama.cpp stops the process where nothing stands for it.
+unless the file names one. Each byte of a character that the model does not know is read as a space,
+or as the first character if there is no space: llama.cpp aborts where nothing stands for it.
 https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp (LLAMA_VOCAB_TYPE_RWKV)
 """
 
