@@ -172,6 +172,7 @@ class App:
                 device=settings.device,
                 precision=settings.precision,
                 kernels=kernels,
+                batch_invariant=settings.batch_invariant == "on",
             )
             self.monitor = ServingMonitor(lambda: self.models.in_memory)
             self.jobs = await JobService.open(

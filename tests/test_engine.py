@@ -68,10 +68,13 @@ def request(
     )
 
 
-def engine_of(model: GPT, *, num_slots: int = 32, **options: Any) -> Engine:
-    return Engine(
-        TorchRunner(model, TOKENIZER.vocab_size, num_slots=num_slots), TOKENIZER, **options
+def engine_of(
+    model: GPT, *, num_slots: int = 32, batch_invariant: bool = False, **options: Any
+) -> Engine:
+    runner = TorchRunner(
+        model, TOKENIZER.vocab_size, num_slots=num_slots, batch_invariant=batch_invariant
     )
+    return Engine(runner, TOKENIZER, **options)
 
 
 class Transcript:
@@ -208,6 +211,33 @@ def test_32_requests_together_equal_each_alone(model: GPT, sampling: SamplingPar
     together = run(model, *requests, num_slots=7)
     for each in requests:
         assert together.tokens[each.id, 0] == run(model, each).tokens[each.id, 0]
+
+
+def test_tokens_and_logprobs_do_not_depend_on_the_batch(model: GPT) -> None:
+    """Bit for bit: alone, and among 31 others of random lengths, with the prefix cache, guesses and
+    chunks of any size."""
+    dice = random.Random(9)
+    beginnings = prompts(3, BLOCK_SIZE)
+    requests = [
+        replace(
+            request(
+                str(index),
+                dice.choice(beginnings)[: dice.randint(1, BLOCK_SIZE)] + end,
+                replace(SAMPLED, seed=index, temperature=dice.choice([0, 0.7, 1.3])),
+                top_logprobs=2,
+                max_new_tokens=dice.randint(1, 2 * BLOCK_SIZE),
+                context_overflow=dice.choice(["roll", "exact"]),
+            ),
+            max_draft_tokens=dice.choice([0, 4]),
+        )
+        for index, end in enumerate(prompts(32, 8))
+    ]
+    together = run(model, *requests, prefill_chunk_tokens=11, batch_invariant=True)
+    assert sum(together.cached.values()) > 50
+    for each in requests[::3]:
+        alone = run(model, replace(each, use_prefix_cache=False), batch_invariant=True)
+        assert alone.tokens == {key: together.tokens[key] for key in alone.tokens}
+        assert alone.logprobs == {key: together.logprobs[key] for key in alone.logprobs}
 
 
 def test_chunks_equal_the_whole(model: GPT) -> None:

@@ -33,6 +33,7 @@ from server.errors import (
 from server.metrics import Metrics
 from server.models import kernels as kernels_module
 from server.models import memory as module
+from server.models import runners
 from server.models.catalog import ModelCatalog
 from server.models.kernels import Kernels
 from server.models.loaded import build_engine
@@ -380,6 +381,17 @@ async def test_a_failed_load_in_another_precision_is_told_and_leaves_the_old_one
             await store.load("tiny", precision="bfloat16")
         async with store.acquire("tiny") as model:
             assert model.precision == "float32"
+            assert len(await read(model.engine.submit(request("r", 5)))) == 5
+
+
+async def test_invariance_that_cannot_be_had_fails_the_load(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    async with model_store(tmp_path, batch_invariant=True) as store:
+        monkeypatch.setattr(runners, "is_batch_invariant", lambda runner: False)
+        with pytest.raises(FailedPrecondition, match="depend on the batch"):
+            await store.load("tiny")
+        monkeypatch.undo()
+        async with store.acquire("tiny") as model:
             assert len(await read(model.engine.submit(request("r", 5)))) == 5
 
 

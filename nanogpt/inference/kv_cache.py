@@ -8,6 +8,7 @@ decodes, then prefills. All N go through the linear layers as one sequence, (1, 
 each weight is read once a step; only attention takes them apart.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -136,6 +137,114 @@ class CachedAttention:
         if self._idle_rows:
             y = y[self._slots]
         return y[:, :, 0].transpose(0, 1)
+
+
+TILE_TOKENS = 64
+"""Queries of positions in one tile see as many keys, those up to the tile's end."""
+
+ROW_BLOCK = 4
+"""In matrix products of a multiple of this many rows, a row does not depend on how many there are:
+MKL has other kernels for the 1 to 3 that are left over. Measured on AVX-512, with 1 and 2 threads;
+`is_batch_invariant` in torch_runner.py checks it where a model is loaded."""
+
+
+class InvariantAttention:
+    """Attention of one step in which each token's result is a function of its sequence alone, bit
+    for bit, whatever shares the step and however a prompt was cut into chunks.
+
+    Shapes decide how a kernel adds up, so each token gets the same ones wherever it turns up: its
+    keys are those up to the end of its tile of positions, the ones after it masked, and a tile has
+    a multiple of ROW_BLOCK queries. The spans come in the order of the step's tokens.
+    """
+
+    def __init__(self, cache: KVCache, spans: list[Span]) -> None:
+        device = cache.keys.device
+        self._cache = cache
+        slots = [span.slot for span in spans for _ in range(span.num_tokens)]
+        positions = [position for span in spans for position in range(span.start, span.end)]
+        self._slots = torch.tensor(slots, device=device)
+        self._positions = torch.tensor(positions, device=device)
+        self._tiles = [
+            _Tile(cache, slots[0], len(slots), first, positions)
+            for first, slots, positions in _tiles(spans)
+        ]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of one layer, (1, H, N, D), from q, k, v of the same shape."""
+        dtype = q.dtype
+        keys, values = self._cache.keys[layer], self._cache.values[layer]  # (S, H, P, D)
+        count = len(self._slots)  # the rest fills the last block of rows
+        padding = q.shape[2] - count
+        q, k, v = (x[0, :, :count].to(keys.dtype) for x in (q, k, v))  # (H, tokens, D)
+        keys[self._slots, :, self._positions] = k.transpose(0, 1)
+        values[self._slots, :, self._positions] = v.transpose(0, 1)
+        outputs = [tile.attend(q, keys, values) for tile in self._tiles]
+        y = torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+        if padding:
+            y = F.pad(y, (0, 0, 0, padding))
+        return y[None].to(dtype)
+
+
+class _Tile:
+    """Queries of the same tile of positions in neighbouring slots, as many in each."""
+
+    def __init__(
+        self, cache: KVCache, slot: int, num_slots: int, first: int, positions: list[list[int]]
+    ) -> None:
+        """`first` is where its tokens begin among those of the step; `positions` are those of each
+        slot's queries."""
+        self._rows = slice(slot, slot + num_slots)
+        self._num_queries = len(positions[0])
+        self._tokens = slice(first, first + num_slots * self._num_queries)
+        block_size = cache.keys.shape[3]
+        tile = positions[0][0] // TILE_TOKENS
+        self._num_keys = min(block_size, (tile + 1) * TILE_TOKENS)
+        self._padding = -self._num_queries % ROW_BLOCK
+        device = cache.keys.device
+        last = torch.tensor([p + [p[-1]] * self._padding for p in positions], device=device)
+        beyond = torch.arange(self._num_keys, device=device) > last[:, None, :, None]
+        self._mask = torch.zeros(beyond.shape, dtype=cache.keys.dtype, device=device)
+        self._mask.masked_fill_(beyond, float("-inf"))  # added to scores; (rows, 1, queries, keys)
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Its tokens' attention (H, tokens, D) out of q (H, N, D)."""
+        heads, _, size = q.shape
+        q = q[:, self._tokens].reshape(heads, -1, self._num_queries, size).transpose(0, 1)
+        if self._padding:
+            q = F.pad(q, (0, 0, 0, self._padding))
+        y = F.scaled_dot_product_attention(
+            q,
+            keys[self._rows, :, : self._num_keys],
+            values[self._rows, :, : self._num_keys],
+            attn_mask=self._mask,
+        )  # (rows, H, queries, D)
+        return y[:, :, : self._num_queries].transpose(0, 1).reshape(heads, -1, size)
+
+
+def _tiles(spans: list[Span]) -> Iterator[tuple[int, list[int], list[list[int]]]]:
+    """For each tile where its tokens begin, its slots, and the positions in each of them.
+
+    A span is cut where tiles end. Single tokens of one tile in slots side by side go together.
+    """
+    first, slots, positions = 0, list[int](), list[list[int]]()
+    for span in spans:
+        start = span.start
+        while start < span.end:
+            end = min(span.end, (start // TILE_TOKENS + 1) * TILE_TOKENS)
+            joins = (
+                slots
+                and end - start == len(positions[0]) == 1
+                and span.slot == slots[-1] + 1
+                and start // TILE_TOKENS == positions[0][0] // TILE_TOKENS
+            )
+            if slots and not joins:
+                yield first, slots, positions
+                first += sum(map(len, positions))
+                slots, positions = [], []
+            slots.append(span.slot)
+            positions.append(list(range(start, end)))
+            start = end
+    yield first, slots, positions
 
 
 def _causal_mask(span: Span, device: torch.device) -> Tensor | None:

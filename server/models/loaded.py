@@ -78,12 +78,13 @@ def build_engine(
     num_slots: int,
     precision: Precision,
     library: Library | None,
+    batch_invariant: bool,
 ) -> tuple[Engine, Tokenizer]:
     """An engine that has proven to generate, on the kernels of `library` or on PyTorch. Takes
     seconds: run it off the event loop.
 
     Raises DataLoss, NotFound if the files are gone, ResourceExhausted, FailedPrecondition if the
-    precision cannot be had here, or whatever a forward pass may raise.
+    precision or batch invariance cannot be had here, or whatever a forward pass may raise.
     """
     tokenizer = tokenizer_of(ref, meta)
     try:
@@ -94,6 +95,7 @@ def build_engine(
             num_slots=num_slots,
             precision=precision,
             library=library,
+            batch_invariant=batch_invariant,
         )
         engine = Engine(runner, tokenizer)
         _warm_up(engine)

@@ -105,6 +105,7 @@ class ModelMemory:
         device: torch.device,
         precision: Precision,
         kernels: Kernels,
+        batch_invariant: bool,
     ) -> None:
         """Models take at most `memory_bytes` together; None is half of the machine's. They are
         held in `precision` unless `pin` says otherwise."""
@@ -117,6 +118,7 @@ class ModelMemory:
         self._device = device
         self._precision = precision
         self._kernels = kernels
+        self._batch_invariant = batch_invariant
         self._slots: dict[str, _Slot] = {}  # by canonical reference
         self._in_memory: list[LoadedModel] = []  # those of slots, and retired ones still held
         self._used_bytes = 0  # by these, and by loads under way
@@ -289,7 +291,14 @@ class ModelMemory:
         try:
             async with self._building:
                 engine, tokenizer = await asyncio.to_thread(
-                    build_engine, ref, meta, self._device, self._num_slots, precision, library
+                    build_engine,
+                    ref,
+                    meta,
+                    self._device,
+                    self._num_slots,
+                    precision,
+                    library,
+                    self._batch_invariant,
                 )
         except BaseException:
             self._used_bytes -= memory_bytes

@@ -59,6 +59,7 @@ class ModelStore:
         device: str = "auto",
         precision: Precision = "float32",
         kernels: Kernels | None = None,
+        batch_invariant: bool = False,
     ) -> None:
         """Loaded models take at most `memory_bytes` together; None is half of the machine's.
 
@@ -83,6 +84,7 @@ class ModelStore:
             device=picked_device,
             precision=precision,
             kernels=kernels,
+            batch_invariant=batch_invariant,
         )
         self._datasets = datasets
         self._models_in_training = models_in_training
