@@ -28,7 +28,7 @@ from benchmarks.inference_peers import (
 from benchmarks.networks import CHAR, GPT2, Network, prepare_network
 from benchmarks.plan import Options, Plan
 from nanogpt.device import Peak, device_name, measure_peak
-from nanogpt.flops import decode_flops_per_token, multiplied_weights
+from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token
 
 HOPELESS_FACTOR = 1.5
 WARM_UP_TOKENS = 4
@@ -217,10 +217,13 @@ def bytes_per_step(load: Load, precision: str) -> float:
 
     Scales of integer weights come on top and are not counted: no system needs the same.
     """
-    config = load.network.config
-    context = load.prompt_tokens + load.new_tokens // 2
-    kv = 2 * config.n_layer * config.n_embd * context * KV_BYTES[precision]
-    return multiplied_weights(config) * BITS[precision] / 8 + load.concurrency * kv
+    return decode_bytes_per_step(
+        load.network.config,
+        bytes_per_weight=BITS[precision] / 8,
+        bytes_per_kv_value=KV_BYTES[precision],
+        batch=load.concurrency,
+        context_tokens=load.prompt_tokens + load.new_tokens // 2,
+    )
 
 
 def flops_of(load: Load) -> float:

@@ -37,15 +37,19 @@ def decode_flops_per_token(config: ModelConfig, context_tokens: int) -> int:
 
 
 def decode_bytes_per_step(
-    config: ModelConfig, bytes_per_weight: int, batch: int, context_tokens: int
-) -> int:
+    config: ModelConfig,
+    *,
+    bytes_per_weight: float,
+    bytes_per_kv_value: float,
+    batch: int,
+    context_tokens: int,
+) -> float:
     """Bytes that must be read to sample one token for each sequence of a batch.
 
-    Every weight once, and for each sequence the keys and values of its context, which are stored
-    in as many bytes a number as the weights.
+    Every weight once, and for each sequence the keys and values of its context.
     """
     kv_cache = 2 * config.n_layer * config.n_embd * context_tokens
-    return bytes_per_weight * (multiplied_weights(config) + batch * kv_cache)
+    return bytes_per_weight * multiplied_weights(config) + bytes_per_kv_value * batch * kv_cache
 
 
 def mfu(flops_per_second: float, peak: float | None) -> float | None:

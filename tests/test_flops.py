@@ -50,10 +50,11 @@ def test_training_is_three_times_inference_over_a_full_context():
 
 
 def test_decoding_reads_the_weights_once_for_the_whole_batch():
-    one = flops.decode_bytes_per_step(CHAR, 4, batch=1, context_tokens=100)
-    eight = flops.decode_bytes_per_step(CHAR, 4, batch=8, context_tokens=100)
-    assert one == 4 * (10_646_784 + 2 * 6 * 384 * 100)
-    assert eight - one == 7 * 4 * 2 * 6 * 384 * 100
+    sizes = {"bytes_per_weight": 0.5, "bytes_per_kv_value": 2, "context_tokens": 100}
+    one = flops.decode_bytes_per_step(CHAR, batch=1, **sizes)
+    eight = flops.decode_bytes_per_step(CHAR, batch=8, **sizes)
+    assert one == 10_646_784 / 2 + 2 * 2 * 6 * 384 * 100
+    assert eight - one == 7 * 2 * 2 * 6 * 384 * 100
 
 
 def test_mfu_is_unset_without_a_peak():

@@ -18,7 +18,7 @@ from serving import (
 
 from nanogpt.config import InvalidConfig
 from nanogpt.device import Peak
-from nanogpt.flops import decode_flops_per_token
+from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.benchmark import inference as module
 from server.benchmark.inference import InferenceBenchmark, InferenceLoad, PeakMeter, percentiles
@@ -223,6 +223,22 @@ async def test_wrong_windows_and_objectives_are_named(folder):
             "inference.time_to_first_token_objective_seconds",
             "inference.time_per_output_token_objective_seconds",
         }
+
+
+async def test_fewer_bits_are_fewer_bytes_to_read(folder):
+    load = InferenceLoad(concurrency=(1,), completion_tokens=2, requests=2)
+    async with (
+        model_store(folder, precision="bfloat16") as store,
+        store.acquire("tiny") as model,
+    ):
+        benchmark = InferenceBenchmark(model, load, PEAK)
+        result = await benchmark.measure(1)
+        assert result.precision == "bfloat16"
+        context = load.prompt_tokens + 1
+        read = decode_bytes_per_step(
+            CONFIG, bytes_per_weight=2, bytes_per_kv_value=4, batch=1, context_tokens=context
+        )
+        assert result.mbu == pytest.approx(result.tokens_per_second * read / 1e9)
 
 
 async def test_peaks_are_measured_once(monkeypatch):

@@ -33,6 +33,7 @@ from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token, mfu
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
 from server.models.loaded import SERVING_DTYPE, LoadedModel
+from server.models.runners import BYTES_PER_WEIGHT, bytes_per_kv_value
 
 WARM_UP_TOKENS = 8
 MAX_LEVELS, MAX_CONCURRENCY = 16, 256
@@ -239,7 +240,7 @@ class InferenceBenchmark:
             goodput_requests_per_second=self._goodput(laps, seconds),
             windows=len(windows),
             is_stable=are_stable(windows) if load.max_windows >= STABLE_WINDOWS else None,
-            precision=dtype_name(SERVING_DTYPE),
+            precision=model.precision,
         )
 
     def _goodput(self, laps: Sequence[_Lap], seconds: float) -> float | None:
@@ -325,7 +326,14 @@ class InferenceBenchmark:
         config, load = self._model.model_config, self._load
         batch = min(concurrency, self._model.num_slots)
         context = min(load.prompt_tokens + load.completion_tokens // 2, config.block_size)
-        step_bytes = decode_bytes_per_step(config, SERVING_DTYPE.itemsize, batch, context)
+        precision, is_native = self._model.precision, self._model.is_native
+        step_bytes = decode_bytes_per_step(
+            config,
+            bytes_per_weight=BYTES_PER_WEIGHT[precision],
+            bytes_per_kv_value=bytes_per_kv_value(precision, is_native),
+            batch=batch,
+            context_tokens=context,
+        )
         return step_bytes / batch
 
 

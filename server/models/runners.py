@@ -41,17 +41,23 @@ def kernels_for(precision: Precision, kernels: Kernels) -> Library | None:
     return kernels.now() if precision in TORCH_PRECISIONS else kernels.wait()
 
 
+def bytes_per_kv_value(precision: Precision, is_native: bool) -> int:
+    """What one number of keys and values takes."""
+    return 2 if is_native and precision != "float32" else 4
+
+
 def memory_bytes_of(
     config: ModelConfig, num_slots: int, precision: Precision, library: Library | None
 ) -> int:
     """What a model takes: its weights, and keys and values of every slot's whole window."""
     kv_values = 2 * config.n_layer * num_slots * config.block_size * config.n_embd
     weight_bytes = round(parameter_count(config) * BYTES_PER_WEIGHT[precision])
+    kv_bytes = kv_values * bytes_per_kv_value(precision, library is not None)
     if library is None:
-        return weight_bytes + 4 * kv_values
+        return weight_bytes + kv_bytes
     # the kernels look tokens up in a float32 copy of the embeddings, which are the head too
     embeddings = config.vocab_size * config.n_embd
-    return weight_bytes + 4 * embeddings + kv_values * (4 if precision == "float32" else 2)
+    return weight_bytes + 4 * embeddings + kv_bytes
 
 
 def build_runner(
