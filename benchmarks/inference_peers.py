@@ -25,10 +25,13 @@ class Contender:
     """The precision by the system's own name."""
     precision: str
     """One of PRECISIONS."""
+    package: str = ""
+    """Folder of the system among the packages of its Python; empty for ours."""
 
     @property
     def is_installed(self) -> bool:
-        return self.python.exists()
+        packages = f"lib/python3*/site-packages/{self.package}"
+        return not self.package or any(self.python.parent.parent.glob(packages))
 
     @property
     def command(self) -> list[str]:
@@ -49,11 +52,11 @@ def ours_over_grpc(precision: str) -> Contender:
 
 
 def _peer(
-    name: str, module: str, variants: dict[str, str], environment: str = "bench"
+    name: str, module: str, package: str, variants: dict[str, str], environment: str = "bench"
 ) -> tuple[Contender, ...]:
     python = ENVIRONMENTS / environment / "bin" / "python"
     return tuple(
-        Contender(f"{name} {variant}", module, python, variant, precision)
+        Contender(f"{name} {variant}", module, python, variant, precision, package)
         for variant, precision in variants.items()
     )
 
@@ -62,6 +65,7 @@ PEERS: tuple[Contender, ...] = (
     *_peer(
         "OpenVINO",
         "openvino",
+        "openvino_genai",
         {
             "fp32-f32": "float32",
             "fp16-f32": "bfloat16",
@@ -74,13 +78,22 @@ PEERS: tuple[Contender, ...] = (
     *_peer(
         "llama.cpp",
         "llama_cpp",
+        "llama_cpp",
         {"f32": "float32", "bf16": "bfloat16", "f16": "bfloat16", "q8_0": "int8", "q4_0": "int4"},
     ),
     *_peer(
         "CTranslate2",
         "ctranslate2",
+        "ctranslate2",
         {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8"},
     ),
-    *_peer("vLLM", "vllm", {"float32": "float32", "bfloat16": "bfloat16"}, environment="vllm"),
-    *_peer("transformers", "hugging_face", {"float32": "float32", "bfloat16": "bfloat16"}),
+    *_peer(
+        "vLLM", "vllm", "vllm", {"float32": "float32", "bfloat16": "bfloat16"}, environment="vllm"
+    ),
+    *_peer(
+        "transformers",
+        "hugging_face",
+        "transformers",
+        {"float32": "float32", "bfloat16": "bfloat16"},
+    ),
 )
