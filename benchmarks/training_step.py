@@ -1,14 +1,18 @@
-"""Suite `training-step`: one optimizer update of the trainer beside plain PyTorch.
+"""Suite `training`: one optimizer update of the trainer beside plain PyTorch and transformers.
 
-nanoGPT's CPU recipe: 4 layers, 4 heads, width 128, 12 sequences of 64 tokens, 65 characters.
-https://github.com/karpathy/nanoGPT#i-only-have-a-macbook
+    4/4/128, 12 x 64 tokens    nanoGPT's CPU recipe https://github.com/karpathy/nanoGPT#i-only-have-a-macbook
+    6/6/384, 64 x 256 tokens   its character model, 10.65 million weights
+    GPT-2 124M, 1 x 1024       with GPT-2's vocabulary
 
-All start from the same weights and see the same batches, in turns of ten steps, so that whatever
-else the machine does falls on all of them. Their losses have to agree step by step.
+All start from the same weights and see the same batches in turns, so that whatever else the machine
+does falls on all of them. Their losses have to agree step by step. The peers compute in float32, as
+nanoGPT does on a CPU, with torch's fused AdamW, which nanoGPT does not use there.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -21,50 +25,84 @@ from benchmarks.plan import Options, Plan, single
 from nanogpt.config import TrainConfig
 from nanogpt.device import device_name, dtype_name, measure_peak, pick_dtype
 from nanogpt.flops import training_flops_per_token
+from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
 from nanogpt.model import GPT
 from nanogpt.training.batches import Batches, Stream
+from nanogpt.training.cross_entropy import LARGE_VOCABULARY, chunked_forward
+from nanogpt.training.execution import Execution, choose_execution, use_attention
 from nanogpt.training.optimizer import make_optimizer
 from nanogpt.training.step import TrainingStep
 
-CONFIG = TrainConfig(
-    n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, dropout=0.0, max_iters=2000
-)
-VOCAB_SIZE = 65
-CELL = "training step, 4/4/128, 12 x 64 tokens"
-WARMUP_STEPS, TURNS, STEPS_PER_TURN = 20, 6, 10
 LOSS_TOLERANCE = 0.02  # nats; bfloat16 keeps 8 significant bits, one part in 256
 
 Step = Callable[[Tensor, Tensor], float]
 """Takes one step on token ids and targets (A, B, T) and returns the loss."""
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one cell measures, and how often."""
+
+    cell: str
+    config: TrainConfig
+    vocab_size: int
+    warmup_steps: int
+    turns: int
+    steps_per_turn: int
+
+
+def _config(n_layer: int, n_head: int, n_embd: int, batch: int, block: int) -> TrainConfig:
+    return TrainConfig(
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_embd,
+        block_size=block,
+        batch_size=batch,
+        dropout=0.0,
+    )
+
+
+SMALL = Work("training step, 4/4/128, 12 x 64 tokens", _config(4, 4, 128, 12, 64), 65, 20, 6, 10)
+CHARACTERS = Work(
+    "training step, 6/6/384, 64 x 256 tokens", _config(6, 6, 384, 64, 256), 65, 1, 3, 1
+)
+GPT2 = Work(
+    "training step, GPT-2 124M, 1 x 1024 tokens", _config(12, 12, 768, 1, 1024), 50304, 1, 3, 1
+)
+
+
 def plans(options: Options) -> list[Plan]:
-    """One cell, measured for about ten seconds."""
-    return [single(CELL, run)]
+    """About ten seconds for the first cell, two minutes for each of the others."""
+    works = [SMALL, CHARACTERS, GPT2]
+    return [single(work.cell, partial(run, work, quick=options.quick)) for work in works]
 
 
-def run() -> Cell:
-    """Measures the one cell."""
-    device = torch.device("cpu")
-    dtype = pick_dtype(CONFIG.dtype, device)
-    torch.manual_seed(CONFIG.seed)
-    weights = GPT(CONFIG.model_config(VOCAB_SIZE)).state_dict()
+def run(work: Work, quick: bool = False) -> Cell:
+    """Measures one cell."""
+    config, device = work.config, torch.device("cpu")
+    dtype = pick_dtype(config.dtype, device)
+    torch.manual_seed(config.seed)
+    weights = GPT(config.model_config(work.vocab_size)).state_dict()
+    ours, execution = our_step(work, weights, dtype)
     contenders = {
-        "ours": our_step(weights, dtype),
-        "our network in a plain float32 loop": our_network(weights),
-        "torch.nn.TransformerEncoder in a plain float32 loop": their_network(weights),
+        "ours": ours,
+        "our network in a plain float32 loop": our_network(work, weights),
+        "transformers' GPT2LMHeadModel in a plain float32 loop": transformers(work, weights),
     }
-    seconds, losses = measure(contenders)
-    ours = seconds.pop("ours")
+    if work is SMALL:
+        contenders["torch.nn.TransformerEncoder in a plain float32 loop"] = encoder(work, weights)
+    seconds, losses = measure(work, contenders, turns=1 if quick else work.turns)
+    ours_seconds = seconds.pop("ours")
     differences = [
         abs(a - b) for name in seconds for a, b in zip(losses["ours"], losses[name], strict=True)
     ]
-    flops = training_flops_per_token(CONFIG.model_config(VOCAB_SIZE)) * CONFIG.tokens_per_step
+    tokens = config.tokens_per_step
+    flops = training_flops_per_token(config.model_config(work.vocab_size)) * tokens
     peak = measure_peak(device, dtype, bandwidth=False).flops
     return Cell(
-        suite="training-step",
-        cell=CELL,
-        ours=ours,
+        suite="training",
+        cell=work.cell,
+        ours=ours_seconds,
         peers=seconds,
         bound=None if peak is None else flops / peak,
         guard=Guard(
@@ -72,23 +110,31 @@ def run() -> Cell:
         ),
         device=device_name(device),
         threads=torch.get_num_threads(),
-        notes=(f"ours computes in {dtype_name(dtype)}",),
+        amount=tokens,
+        unit="tokens",
+        notes=(
+            f"ours computes in {dtype_name(dtype)}, in {execution.pieces} pieces, with "
+            f"{execution.attention} attention",
+        ),
     )
 
 
-def measure(contenders: dict[str, Step]) -> tuple[dict[str, float], dict[str, list[float]]]:
+def measure(
+    work: Work, contenders: dict[str, Step], turns: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Median seconds of a step, and the losses of all steps, of each contender."""
+    config = work.config
     batches = Batches(
-        made_up_text(),
-        shape=(1, CONFIG.batch_size, CONFIG.block_size),
-        seed=CONFIG.seed,
+        made_up_text(work.vocab_size),
+        shape=(1, config.batch_size, config.block_size),
+        seed=config.seed,
         stream=Stream.TRAIN,
     )
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     losses: dict[str, list[float]] = {name: [] for name in contenders}
     first = 0
-    for turn in range(TURNS + 1):
-        num_steps = STEPS_PER_TURN if turn else WARMUP_STEPS
+    for turn in range(turns + 1):
+        num_steps = work.steps_per_turn if turn else work.warmup_steps
         for name, step in contenders.items():
             for number in range(first, first + num_steps):
                 inputs, targets = batches.at(number)
@@ -100,33 +146,64 @@ def measure(contenders: dict[str, Step]) -> tuple[dict[str, float], dict[str, li
     return {name: median(values) for name, values in seconds.items()}, losses
 
 
-def our_step(weights: dict[str, Tensor], dtype: torch.dtype) -> Step:
-    model = GPT(CONFIG.model_config(VOCAB_SIZE)).train()
-    model.load_state_dict(weights)
+def our_step(work: Work, weights: dict[str, Tensor], dtype: torch.dtype) -> tuple[Step, Execution]:
+    """The trainer's step, computed as the trainer would."""
+    model = _our_model(work, weights)
+    execution = choose_execution(model, work.config.batch_size, dtype)
+    use_attention(model, execution)
     step = TrainingStep(
-        model, make_optimizer(model, CONFIG), dtype=dtype, grad_clip=CONFIG.grad_clip
+        model,
+        make_optimizer(model, work.config),
+        dtype=dtype,
+        grad_clip=work.config.grad_clip,
+        forward=chunked_forward(model) if work.vocab_size >= LARGE_VOCABULARY else None,
+        pieces=execution.pieces,
     )
-    return lambda inputs, targets: step(inputs, targets).loss
+    return lambda inputs, targets: step(inputs, targets).loss, execution
 
 
-def our_network(weights: dict[str, Tensor]) -> Step:
-    model = GPT(CONFIG.model_config(VOCAB_SIZE)).train()
-    model.load_state_dict(weights)
-    loop = PlainLoop(model, lambda inputs, targets: model(inputs, targets)[1], CONFIG)
+def our_network(work: Work, weights: dict[str, Tensor]) -> Step:
+    model = _our_model(work, weights)
+    loop = PlainLoop(model, lambda inputs, targets: model(inputs, targets)[1], work.config)
     return lambda inputs, targets: loop.step(inputs[0], targets[0])
 
 
-def their_network(weights: dict[str, Tensor]) -> Step:
-    model = PlainGPT(CONFIG, VOCAB_SIZE).train()
+def transformers(work: Work, weights: dict[str, Tensor]) -> Step:
+    """Its biases, which ours does not have, stay at zero: the same network."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = work.config.model_config(work.vocab_size)
+    model = GPT2LMHeadModel(GPT2Config(**hugging_face_config(shape))).train()
+    missing = model.load_state_dict(to_hugging_face(shape, weights), strict=False).missing_keys
+    assert not [name for name in missing if name != "lm_head.weight"], missing
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(not name.endswith(".bias"))
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        logits = model(inputs, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    loop = PlainLoop(model, loss_of, work.config)
+    return lambda inputs, targets: loop.step(inputs[0], targets[0])
+
+
+def encoder(work: Work, weights: dict[str, Tensor]) -> Step:
+    model = PlainGPT(work.config, work.vocab_size).train()
     model.load_gpt(weights)
-    loop = PlainLoop(model, model, CONFIG)
+    loop = PlainLoop(model, model, work.config)
     return lambda inputs, targets: loop.step(inputs[0], targets[0])
 
 
-def made_up_text() -> "np.ndarray[tuple[int], np.dtype[np.uint16]]":
+def _our_model(work: Work, weights: dict[str, Tensor]) -> GPT:
+    model = GPT(work.config.model_config(work.vocab_size)).train()
+    model.load_state_dict(weights)
+    return model
+
+
+def made_up_text(vocab_size: int) -> "np.ndarray[tuple[int], np.dtype[np.uint16]]":
     """Tokens of unequal frequency, so that there is something to learn and losses move."""
-    frequencies = 1 / np.arange(1, VOCAB_SIZE + 1)
-    draws = np.random.default_rng(CONFIG.seed).choice(
-        VOCAB_SIZE, size=100_000, p=frequencies / frequencies.sum()
+    frequencies = 1 / np.arange(1, vocab_size + 1)
+    draws = np.random.default_rng(1337).choice(
+        vocab_size, size=100_000, p=frequencies / frequencies.sum()
     )
     return draws.astype(np.uint16)

@@ -1,5 +1,6 @@
 """The peer that benchmarks measure against computes the same, and results keep their form."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import benchmarks.__main__ as benchmarks
+from benchmarks import time_to_quality, training_step
 from benchmarks.cell import Cell, Guard
 from benchmarks.plain_pytorch import PlainGPT, PlainLoop
 from benchmarks.plan import Options, Plan, Unmeasurable
@@ -127,3 +129,27 @@ def test_a_run_measures_what_was_asked_for(tmp_path: Path, monkeypatch, capsys) 
     with pytest.raises(SystemExit):
         benchmarks.main(["--suite=two"])
     assert "two: no such suite; there are one" in capsys.readouterr().err
+
+
+def test_a_training_cell_and_its_peers_agree() -> None:
+    work = training_step.Work("tiny", CONFIG, 65, warmup_steps=1, turns=1, steps_per_turn=2)
+    cell = training_step.run(work)
+    assert cell.guard.holds
+    assert cell.guard.value < 1e-4  # float32 differs by rounding only
+    assert len(cell.peers) == 2
+    assert cell.ours > 0
+
+
+def test_time_to_quality_runs_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "input.txt"
+    text.write_text("to be or not to be, that is the question\n" * 60)
+    words = ["--preset=fast_shakespeare_char", f"--text={text}", "--target=3.4", "--device=cpu"]
+    words += ["--max_iters=20", "--eval_interval=5", "--block_size=16", "--n_layer=1"]
+    words += ["--n_embd=16", "--n_head=1", "--eval_iters=1", "--dtype=float32"]
+    monkeypatch.setattr(sys, "argv", ["time_to_quality", *words])
+    assert time_to_quality.main() == 0
+    assert "3.4 reached after" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="not --key=value"):
+        time_to_quality._values(["--n_layers=2"])

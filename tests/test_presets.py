@@ -164,8 +164,23 @@ TABLE = {
 }
 
 
+OURS = ("best_shakespeare_char", "fast_shakespeare_char")
+"""Presets that no other system has."""
+
+
 def test_every_preset_is_in_the_table():
-    assert preset_names() == sorted(TABLE)
+    assert preset_names() == sorted([*TABLE, *OURS])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_own_presets(name):
+    """As docs/performance.md measures them: Muon, and a schedule that ends with the run."""
+    preset = load_preset(name)
+    config = TrainConfig.from_mapping(preset.config)
+    assert preset.dataset == "shakespeare_char"
+    assert (config.optimizer, config.lr_schedule) == ("muon", "wsd")
+    assert config.max_iters == config.lr_decay_iters
+    assert config.eval_whole_split
 
 
 @pytest.mark.parametrize("name", TABLE)
