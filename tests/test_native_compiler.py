@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nanogpt.inference.native import compiler
@@ -32,6 +33,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def compilations(tmp_path: Path) -> int:
     return len((tmp_path / "count").read_text().splitlines())
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_library_is_made_once_and_again_when_anything_changed(
@@ -88,6 +96,18 @@ def test_a_compiler_that_fails_leaves_nothing(fake: Path, tmp_path: Path) -> Non
         compiled_kernels(tmp_path / "kernels")
     assert str(failed.value) == f"{fake} cannot compile the kernels: gpt.cpp:1: error: too old"
     assert not list((tmp_path / "kernels").glob("*.so*"))
+
+
+def test_a_compiler_that_hangs_is_ended_with_all_it_started(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "TIMEOUT_SECONDS", 2)
+    fake.write_text("#!/bin/sh\n[ $1 = --version ] && exit\nsleep 600 &\necho $! > $COUNT\nwait\n")
+    with pytest.raises(KernelsUnavailable, match="did not finish within 2 s"):
+        compiled_kernels(tmp_path / "kernels")
+    child = int((tmp_path / "count").read_text())
+    while is_alive(child):  # the test's own timeout ends this
+        pass
 
 
 def test_a_folder_that_cannot_be_used(fake: Path, tmp_path: Path) -> None:

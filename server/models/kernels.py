@@ -20,6 +20,9 @@ from nanogpt.inference.native.library import Library
 
 logger = logging.getLogger(__name__)
 
+NICE = 5
+"""Compiling yields to generation: a third of its share, not so little that it takes for ever."""
+
 
 class Kernels:
     """A library that may still be in the making. Any thread may ask for it."""
@@ -67,7 +70,7 @@ class Kernels:
             if path is None:
                 self._found.set_result(None)
                 logger.info("compiling native kernels; PyTorch serves meanwhile")
-                path = compiled_kernels(folder)
+                path = compiled_kernels(folder, nice=NICE)
             library = Library(path)
             logger.info("native kernels are ready: %s", path.name)
         except KernelsUnavailable as error:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,15 +32,17 @@ FLAGS = (
 
 COMPILERS = ("c++", "g++", "clang++")
 
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS = 1800.0
+"""Ten seconds of a processor, which a busy machine may not give for long."""
 
 
 class KernelsUnavailable(RuntimeError):
     """There is no library and none can be made here; the text says why, in one line."""
 
 
-def compiled_kernels(folder: Path) -> Path:
-    """The library for this machine in `folder`, compiled first if it is not there yet.
+def compiled_kernels(folder: Path, *, nice: int = 0) -> Path:
+    """The library for this machine in `folder`, compiled first if it is not there yet, by a
+    process that yields to others as much as `nice` says, in [0, 19].
 
     Takes the compiler that $CXX names, or else the first of COMPILERS. Of several processes that
     need the same library one compiles and the others wait. Raises KernelsUnavailable.
@@ -52,7 +55,7 @@ def compiled_kernels(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(library.with_suffix(".lock")):
             if not library.exists():
-                _compile(compiler, library)
+                _compile(compiler, library, nice)
     except OSError as error:
         raise KernelsUnavailable(f"{folder} cannot be used: {error}") from error
     return library
@@ -109,14 +112,14 @@ def _processor() -> str:
     )
 
 
-def _compile(compiler: list[str], library: Path) -> None:
+def _compile(compiler: list[str], library: Path, nice: int) -> None:
     """Writes the library aside and renames it: whoever looks sees the whole or nothing."""
+    for abandoned in library.parent.glob(f"{library.stem}.*.tmp"):
+        abandoned.unlink()
     unfinished = library.with_suffix(f".{os.getpid()}.tmp")
     source = next(file for file in _sources() if file.suffix == ".cpp")
     try:
-        # whoever generates or trains meanwhile goes first
-        nice = ["nice"] if shutil.which("nice") else []
-        done = _run([*nice, *compiler, *FLAGS, str(source), "-o", str(unfinished)])
+        done = _run([*compiler, *FLAGS, str(source), "-o", str(unfinished)], nice)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line]
             problem = (lines or done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
@@ -126,22 +129,30 @@ def _compile(compiler: list[str], library: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], nice: int = 0) -> subprocess.CompletedProcess[str]:
+    lowered = ["nice", "-n", str(nice)] if nice and shutil.which("nice") else []
     try:
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
+        with subprocess.Popen(
+            [*lowered, *command],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, "LC_ALL": "C"},
-        )
+            start_new_session=True,
+        ) as process:
+            try:
+                output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)  # and what the compiler has started
+                raise
     except subprocess.TimeoutExpired as error:
         raise KernelsUnavailable(
-            f"{command[0]} did not finish within {TIMEOUT_SECONDS:.0f} s"
+            f"{command[0]} did not finish within {TIMEOUT_SECONDS:g} s"
         ) from error
     except OSError as error:
         raise KernelsUnavailable(f"{command[0]} cannot be run: {error}") from error
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 @contextmanager
