@@ -79,11 +79,11 @@ build/peers/vllm/.installed: Makefile
 	build/peers/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-campaign-quick: $(INSTALLED)  ## kill and resume trainers 3 times, compare every bit
-	CAMPAIGN_COUNT=3 $(BIN)/python -m pytest -m campaign -s tests/campaigns
+campaign-quick: $(INSTALLED)  ## kill servers and trainers at random, crash at every durable operation
+	CAMPAIGN_SCALE=1 $(BIN)/python -m pytest -m campaign -s tests/campaigns
 
-campaign: $(INSTALLED)  ## the same 20 times
-	CAMPAIGN_COUNT=20 $(BIN)/python -m pytest -m campaign -s tests/campaigns
+campaign: $(INSTALLED)  ## the same, ten times as often
+	CAMPAIGN_SCALE=10 $(BIN)/python -m pytest -m campaign -s tests/campaigns
 
 clean:  ## remove what these commands made, except .venv and ./data
 	rm -rf build .demo benchmarks/out *.egg-info

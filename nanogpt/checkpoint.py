@@ -342,7 +342,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         durable.sync_folder(new)
         if folder.exists():
             _remove(folder)  # a name cannot be given to a folder while another one has it
-        new.rename(folder)
+        durable.rename(new, folder)
         durable.sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -356,9 +356,9 @@ def _remove(folder: Path, unless: Callable[[Path], bool] = lambda folder: False)
     """
     deleting = folder.with_name(_DELETING + folder.name)
     shutil.rmtree(deleting, ignore_errors=True)
-    folder.rename(deleting)
+    durable.rename(folder, deleting)
     if unless(folder):
-        deleting.rename(folder)
+        durable.rename(deleting, folder)
         return
     shutil.rmtree(deleting, ignore_errors=True)
 

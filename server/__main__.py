@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from nanogpt import durable
 from server.errors import CannotStart
 from server.settings import BadSettings, Settings, help_text, load_settings, split_address
 from server.version import version
@@ -79,4 +80,5 @@ def _join(host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
+    durable.crash_at(os.environ.get("NANOGPT_CRASH_AT"), "server")  # for campaigns
     sys.exit(main())

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
+from nanogpt import durable
 from nanogpt.config import InvalidConfig
 from nanogpt.training.group import MEMBER_FLAG, obey_leader, run_group
 from nanogpt.training.run_directory import (
@@ -184,4 +185,5 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 if __name__ == "__main__":
+    durable.crash_at(os.environ.get("NANOGPT_CRASH_AT"), "trainer")  # for campaigns
     sys.exit(main())

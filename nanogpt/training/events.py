@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from nanogpt import durable
 from nanogpt.config import ModelConfig
 
 
@@ -224,7 +225,7 @@ class EventWriter:
         events before it again.
         """
         self._flush()
-        os.fsync(self._file)
+        durable.sync(self._file)
 
     def _flush(self) -> None:
         while self._unwritten:  # a full disk may take part of a line; the rest follows later

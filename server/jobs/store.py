@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeVar
 
+from nanogpt import durable
 from nanogpt.config import TrainConfig
 from server.errors import DataLoss, FailedPrecondition
 from server.jobs.job import Attempt, Job, JobReason, JobState, Standing
@@ -108,83 +109,78 @@ class JobStore:
         """Adds a job and its first state. Raises sqlite3.IntegrityError if an id is taken."""
 
         def work(connection: sqlite3.Connection) -> None:
-            with connection:
-                connection.execute(
-                    "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        job.id,
-                        job.request_id,
-                        job.request,
-                        job.model,
-                        job.dataset,
-                        json.dumps(job.config.to_mapping()),
-                        json.dumps(job.config_origin),
-                        job.standing.state,
-                        job.standing.reason,
-                        job.standing.error,
-                        job.standing.since,
-                        job.create_time,
-                        job.priority,
-                    ),
-                )
-                _record(connection, job.id, job.standing)
+            connection.execute(
+                "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    job.id,
+                    job.request_id,
+                    job.request,
+                    job.model,
+                    job.dataset,
+                    json.dumps(job.config.to_mapping()),
+                    json.dumps(job.config_origin),
+                    job.standing.state,
+                    job.standing.reason,
+                    job.standing.error,
+                    job.standing.since,
+                    job.create_time,
+                    job.priority,
+                ),
+            )
+            _record(connection, job.id, job.standing)
 
-        await self._call(work)
+        await self._change(work)
 
     async def move(self, job_id: str, expected: JobState, to: Standing) -> bool:
         """Whether the job was in `expected` and now stands at `to`; if not, nothing changed."""
         assert to.state in FOLLOWERS[expected], f"{expected} -> {to.state}"
 
         def work(connection: sqlite3.Connection) -> bool:
-            with connection:
-                changed = connection.execute(
-                    "UPDATE jobs SET state = ?, reason = ?, error = ?, state_time = ?"
-                    " WHERE id = ? AND state = ?",
-                    (to.state, to.reason, to.error, to.since, job_id, expected),
-                ).rowcount
-                if changed:
-                    _record(connection, job_id, to)
-                return changed == 1
+            changed = connection.execute(
+                "UPDATE jobs SET state = ?, reason = ?, error = ?, state_time = ?"
+                " WHERE id = ? AND state = ?",
+                (to.state, to.reason, to.error, to.since, job_id, expected),
+            ).rowcount
+            if changed:
+                _record(connection, job_id, to)
+            return changed == 1
 
-        return await self._call(work)
+        return await self._change(work)
 
     async def begin_attempt(self, job_id: str) -> None:
         """Writes down that the trainer is about to be started once more."""
 
         def work(connection: sqlite3.Connection) -> None:
-            with connection:
-                connection.execute(
-                    "INSERT INTO attempts (job_id, number, start_time)"
-                    " SELECT ?, COUNT(*) + 1, ? FROM attempts WHERE job_id = ?",
-                    (job_id, time.time(), job_id),
-                )
+            connection.execute(
+                "INSERT INTO attempts (job_id, number, start_time)"
+                " SELECT ?, COUNT(*) + 1, ? FROM attempts WHERE job_id = ?",
+                (job_id, time.time(), job_id),
+            )
 
-        await self._call(work)
+        await self._change(work)
 
     async def attempt_started_at(self, job_id: str, first_step: int) -> None:
         """Writes down how many updates were done when the running attempt started."""
 
         def work(connection: sqlite3.Connection) -> None:
-            with connection:
-                connection.execute(
-                    "UPDATE attempts SET first_step = ? WHERE job_id = ? AND end_time IS NULL",
-                    (first_step, job_id),
-                )
+            connection.execute(
+                "UPDATE attempts SET first_step = ? WHERE job_id = ? AND end_time IS NULL",
+                (first_step, job_id),
+            )
 
-        await self._call(work)
+        await self._change(work)
 
     async def end_attempt(self, job_id: str, exit_code: int | None, ending: str) -> None:
         """Writes down how the running attempt ended, if there is one; None if nobody saw it."""
 
         def work(connection: sqlite3.Connection) -> None:
-            with connection:
-                connection.execute(
-                    "UPDATE attempts SET end_time = ?, exit_code = ?, ending = ?"
-                    " WHERE job_id = ? AND end_time IS NULL",
-                    (time.time(), exit_code, ending, job_id),
-                )
+            connection.execute(
+                "UPDATE attempts SET end_time = ?, exit_code = ?, ending = ?"
+                " WHERE job_id = ? AND end_time IS NULL",
+                (time.time(), exit_code, ending, job_id),
+            )
 
-        await self._call(work)
+        await self._change(work)
 
     async def get(self, job_id: str) -> Job | None:
         """The job, or None."""
@@ -251,6 +247,17 @@ class JobStore:
             return [_job(row, connection) for row in rows]
 
         return await self._call(work)
+
+    async def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`work` as one transaction, on the disk before this returns."""
+
+        def transaction(connection: sqlite3.Connection) -> T:
+            with connection:
+                result = work(connection)
+                durable.operation()
+                return result
+
+        return await self._call(transaction)
 
     async def _call(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """`work` on the database's thread: wholly, or not at all if the caller is cancelled."""

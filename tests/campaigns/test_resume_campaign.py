@@ -3,8 +3,7 @@
 Each experiment runs the real trainer, kills it (SIGKILL) once to three times at random moments,
 starts it again each time, and compares the outcome with that of a run which was never disturbed.
 
-    CAMPAIGN_COUNT=20 python -m pytest -m campaign -s tests/campaigns
-    CAMPAIGN_SEED=1234 ...                    # repeats a campaign by the seed that it printed
+    python -m pytest -m campaign -s tests/campaigns/test_resume_campaign.py
 """
 
 import os
@@ -13,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from campaign import SCALE, SEED, record_of
 from torch import Tensor
 
 from nanogpt.checkpoint import load_model_state, load_train_state, newest_valid
@@ -28,8 +28,7 @@ from nanogpt.training.run_directory import EventReader, ExitCode, RunDirectory, 
 
 pytestmark = pytest.mark.campaign
 
-COUNT = int(os.environ.get("CAMPAIGN_COUNT", "3"))
-SEED = int(os.environ.get("CAMPAIGN_SEED", random.randrange(1 << 32)))
+COUNT = 3 * SCALE
 
 CONFIG = TrainConfig(
     n_layer=2,
@@ -50,17 +49,6 @@ CONFIG = TrainConfig(
     dtype="float32",
     compile="off",
 )
-MEASURED = {
-    "time",
-    "create_time",
-    "seconds",
-    "step_seconds",
-    "tokens_per_second",
-    "mfu",
-    "memory_bytes",
-    "peak_flops",
-}
-"""Fields of events that tell how fast something went, or when: no two runs agree on them."""
 
 
 @dataclass
@@ -75,15 +63,7 @@ class Outcome:
 def outcome(run: RunDirectory) -> Outcome:
     newest = newest_valid(run.checkpoints_path)
     assert newest is not None
-    events = EventReader(run.metrics_path).read()
-    record = [
-        {
-            "sequence": event.sequence,
-            "kind": type(event.body).__name__,
-            **{k: v for k, v in asdict(event.body).items() if k not in MEASURED},
-        }
-        for event in events
-    ]
+    record = record_of(run)
     return Outcome(record, load_model_state(newest), load_train_state(newest))
 
 
