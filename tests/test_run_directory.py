@@ -47,6 +47,7 @@ def test_exit_codes_are_fixed():
         "BAD_DATASET": 65,
         "DIVERGED": 70,
         "OUT_OF_MEMORY": 71,
+        "BUSY": 73,
         "INTERRUPTED": 75,
     }
 

@@ -521,6 +521,19 @@ async def test_a_hung_trainer_of_a_dead_server_is_killed_in_the_end(open_: Open)
     assert await history(jobs, job_id) == "QUEUED STARTING RUNNING SUCCEEDED"
 
 
+async def test_a_trainer_that_meets_that_of_a_dead_server_costs_no_crash(open_: Open) -> None:
+    """That one was started but had no lock yet when its server died and the next one looked."""
+
+    async def late(trainer: FakeTrainer) -> int:
+        return ExitCode.BUSY
+
+    jobs = await open_(late, late, succeed, max_crashes=0)
+    job_id = await submit(jobs)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert [attempt.exit_code for attempt in (await job(jobs, job_id)).attempts] == [73, 73, 0]
+
+
 async def test_a_run_that_a_stranger_holds_fails_and_lets_the_next_one_run(open_: Open) -> None:
     jobs = await open_(succeed, abandoned_seconds=0.05, max_crashes=1)
     held, free = await submit(jobs), await submit(jobs)

@@ -232,9 +232,11 @@ async def test_what_a_slow_reader_gets_and_what_it_is_told_of_is_everything(
     monkeypatch.setattr(tail_module, "PIECE_BYTES", 500)
     chance, tail = random.Random(seed), Tail(run.metrics_path, RUNNING)
     subscription, heard, left_out = tail.subscribe(1, max_behind=4), [], 0
+    is_late = asyncio.Event()
 
     async def read() -> None:
         nonlocal left_out
+        await is_late.wait()
         while (news := await subscription.next(30)) is not None:
             if isinstance(news, list):
                 for item in said_by(news):
@@ -253,6 +255,8 @@ async def test_what_a_slow_reader_gets_and_what_it_is_told_of_is_everything(
             record(run, step(number), *([evaluation(number)] if number % 10 == 0 else []))
         await tail.refresh()
         await asyncio.sleep(0)
+        if number > 50:
+            is_late.set()
     tail.publish(SUCCEEDED)
     await reader
     assert heard == list(range(1, tail.progress.sequence + 1))

@@ -56,8 +56,10 @@ def test_a_stopping_server_keeps_the_place_of_its_job(exit_code: int | None) -> 
     assert verdict(exit_code, draining=True, crashes=99) == kept
 
 
-def test_an_orderly_exit_is_not_charged() -> None:
-    assert verdict(ExitCode.INTERRUPTED, crashes=99) == Standing(JobState.RECOVERING)
+@pytest.mark.parametrize("exit_code", [ExitCode.INTERRUPTED, ExitCode.BUSY])
+def test_an_orderly_exit_is_not_charged(exit_code: int) -> None:
+    assert not is_crash(exit_code)
+    assert verdict(exit_code, crashes=99) == Standing(JobState.RECOVERING)
 
 
 def test_a_crash_is_retried_as_often_as_allowed() -> None:
@@ -84,7 +86,7 @@ def test_a_crash_loop_shows_how_the_log_ends() -> None:
 @pytest.mark.parametrize("exit_code", [*ExitCode, -9, -60, 1, None])
 def test_every_end_of_an_attempt_is_put_into_words(exit_code: int | None) -> None:
     assert ending(exit_code, None)
-    if exit_code not in (0, 3, 4, 75):
+    if exit_code not in (0, 3, 4, 73, 75):
         assert "no room" in ending(exit_code, "no room")
 
 

@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InvalidConfig as error:
         return _fail(ExitCode.BAD_CONFIG, str(error))
     except RunDirectoryBusy as error:
-        return _fail(1, str(error))
+        return _fail(ExitCode.BUSY, str(error))
     except OSError as error:  # such as a full disk: started again, the run goes on
         _write(sys.stderr, traceback.format_exc())
         return _fail(1, f"a file cannot be read or written: {error.strerror or 'unknown reason'}")

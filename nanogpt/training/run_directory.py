@@ -63,6 +63,8 @@ class ExitCode(IntEnum):
     BAD_DATASET = 65
     DIVERGED = 70
     OUT_OF_MEMORY = 71
+    BUSY = 73
+    """Another trainer is at work in the run directory: one that a dead server had started."""
     INTERRUPTED = 75
     """Stopped on request after a checkpoint; start it again to go on."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from nanogpt.checkpoint import (
     CheckpointDamaged,
     CheckpointMeta,
+    best_checkpoint,
     delete_checkpoint,
     is_pinned,
     list_checkpoints,
@@ -56,7 +57,7 @@ class Checkpoints:
             metas, vanished = self._read()
             if not vanished:  # else a newer one has taken the place of what was pruned
                 break
-        best_step = metas[0].best_step if metas else None  # the newest one knows them all
+        best_step = next((meta.step for meta in metas if meta.is_best), None)
         return [self._info(meta, best_step) for meta in metas]
 
     def pin(self, step: int, pinned: bool) -> CheckpointInfo:
@@ -113,13 +114,15 @@ class Checkpoints:
             is_loaded=folder in self._loaded,
         )
 
-    def _needed(self) -> set[int | None]:
+    def _needed(self) -> set[int]:
         while True:
             try:
                 newest = newest_valid(self._folder)
-                return set() if newest is None else {step_of(newest), read_meta(newest).best_step}
+                break
             except FileNotFoundError:  # pruned meanwhile in favour of a newer one
                 continue
+        needed = (newest, best_checkpoint(self._folder))
+        return {step_of(folder) for folder in needed if folder is not None}
 
     def _find(self, step: int) -> Path:
         folder = step_folder(self._folder, step)

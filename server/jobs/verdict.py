@@ -6,6 +6,7 @@
 | refused the spec, dataset, loss, size| FAILED, with the sentence that the trainer printed     |
 | ended otherwise while the server stops| QUEUED at its old place; the next server goes on      |
 | saved a checkpoint and left (75)     | RECOVERING; somebody asked it to, so it is not charged |
+| met another trainer in its run (73)  | RECOVERING; a dead server had started it: not charged  |
 | crashed                              | RECOVERING, after more than `max_crashes` FAILED, with |
 |                                      | the last lines of its log                              |
 
@@ -97,6 +98,8 @@ def ending(exit_code: int | None, error_line: str | None) -> str:
             return "reached a limit of tokens, epochs or time"
         case ExitCode.INTERRUPTED:
             return "saved its work and left, as it was asked to"
+        case ExitCode.BUSY:
+            return "met the trainer of a dead server in its run directory"
         case None:
             return error_line or "its process could not be started"
     if exit_code in _FAILURES:

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,8 +92,13 @@ class ForkingLauncher:
             os.dup2(log, 2)
             durable.crash_at(crash_at, "trainer")
             code = train([str(run.path), "--watch-stdin"])
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
+
+    def check(self, config: TrainConfig) -> None:
+        """Every configuration can be run."""
 
     def kill_abandoned(self, run: RunDirectory) -> bool:
         return False
@@ -137,6 +143,8 @@ def main() -> None:
                 durable.crash_at(wish["crash_at"], "server")
                 done = asyncio.run(live(Path(wish["data_dir"]), wish["crash_at"], wish["seed"]))
                 code = 0 if done else 2
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         _, status = os.waitpid(pid, 0)

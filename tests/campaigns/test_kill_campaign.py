@@ -111,13 +111,25 @@ class Server:
         for folder in Path("/proc").iterdir():
             if not folder.name.isdecimal():
                 continue
-            with suppress(OSError):  # it has ended meanwhile
-                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if "nanogpt.training" in words:  # a zombie has no words
-                    for word in words:
-                        if word.startswith(f"{runs}/"):
-                            found.setdefault(Path(word).name, []).append(int(folder.name))
+            words = _command(int(folder.name)).split("\0")
+            if "nanogpt.training" in words:
+                for word in words:
+                    if word.startswith(f"{runs}/"):
+                        found.setdefault(Path(word).name, []).append(int(folder.name))
         return found
+
+    @staticmethod
+    def living(trainers: dict[str, list[int]]) -> list[list[int]]:
+        """Those that still run, job by job: all of a job at the same time."""
+        return [[pid for pid in pids if _command(pid)] for pids in trainers.values()]
+
+
+def _command(pid: int) -> str:
+    """The words of a process; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 class Reader(threading.Thread):
@@ -163,7 +175,10 @@ class Overseer(threading.Thread):
 
     def run(self) -> None:
         while not self._stop_asked.wait(0.2):
-            self.most = max([self.most, *map(len, self._server.trainers().values())])
+            most = max(map(len, self._server.trainers().values()), default=0)
+            if most > 1:  # one may have begun after the other had ended, while this looked: again
+                most = max(map(len, self._server.living(self._server.trainers())), default=0)
+            self.most = max(self.most, most)
             self.looks += 1
 
     def stop(self) -> None:
