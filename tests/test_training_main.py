@@ -93,7 +93,7 @@ def last_line(directory):
 def test_a_second_trainer_is_refused(tmp_path):
     directory = make_run(tmp_path)
     with directory.lock():
-        assert run_to_end(directory) == 1
+        assert run_to_end(directory) == ExitCode.BUSY
     assert last_line(directory) == "error: another trainer is at work in run"
 
 
