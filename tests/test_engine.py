@@ -1,12 +1,15 @@
 """The engine against the plain forward pass, and against neighbours, cancels and failures."""
 
+import gc
 import random
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from fake_runner import FakeRunner
 from torch import Tensor
 
 from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
@@ -541,6 +544,70 @@ def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
 def test_dropout_plays_no_part(model: GPT) -> None:
     expected = run(model, request()).tokens
     assert run(model.train(), request()).tokens == expected
+
+
+# Cost
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many Python and C functions it calls: a cost that no busy machine changes."""
+    count = 0
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_a_step_costs_the_same_however_many_wait() -> None:
+    costs = {}
+    for num_waiting in (0, 1000):
+        engine = Engine(FakeRunner(TOKENIZER.vocab_size, block_size=24), TOKENIZER)
+        for index in range(4 + num_waiting):
+            engine.add(request(str(index), "abc", SAMPLED, max_new_tokens=1000))
+        engine.step()
+        steps = calls_of(lambda: [engine.step() for _ in range(8)])  # noqa: B023
+        last = str(3 + num_waiting)
+        costs[num_waiting] = (steps, calls_of(lambda: engine.cancel(last)))  # noqa: B023
+    assert costs[1000][0] <= 1.02 * costs[0][0]
+    assert costs[1000][1] < 30
+
+
+def test_memory_is_flat_over_5000_requests() -> None:
+    """With repetitions, guesses, several samples, cancels and log-probabilities."""
+    engine, dice = Engine(FakeRunner(TOKENIZER.vocab_size), TOKENIZER), random.Random(1)
+
+    def serve(count: int) -> None:
+        for number in range(count):
+            wanted = request(
+                str(number),
+                "".join(dice.choices("abc ", k=dice.randint(1, 90))),
+                replace(SAMPLED, repetition_penalty=1.1),
+                num_samples=1 + number % 2,
+                top_logprobs=number % 3,
+                max_new_tokens=2,
+                stop_strings=("zz",),
+            )
+            engine.add(replace(wanted, max_draft_tokens=number % 5, priority=number % 7))
+            if number % 10 == 0:
+                engine.cancel(str(number - 1))
+            while engine.num_waiting > 20:
+                engine.step()
+        while engine.has_work():
+            engine.step()
+        gc.collect()
+
+    serve(1000)
+    before = sys.getallocatedblocks()
+    serve(4000)
+    assert sys.getallocatedblocks() - before < 500  # less than one in eight requests
+    assert engine.num_running == engine.num_waiting == engine.kv_cache_usage_ratio == 0
 
 
 # Cancels, accounting and failures

@@ -1,11 +1,13 @@
 """The engine thread, with a tiny real engine: exact counts, nothing left over, metrics."""
 
 import asyncio
+import random
 import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from fake_runner import FakeRunner
 from serving import LONG, TOKENIZER, gauges, request, sample, tiny_model, tiny_runner, until
 
 from nanogpt.inference.engine import Engine
@@ -110,6 +112,34 @@ async def test_of_100_streams_10_are_cancelled_and_90_are_exact():
         await until(lambda: gauges(metrics, "tiny") == (0, 0, 0))
     assert sample(metrics, "request_finished_total", model="tiny", finish_reason="length") == 91
     assert sample(metrics, "requests_rejected_total", model="tiny", reason="cancelled") == 10
+
+
+async def test_1000_cancelled_streams_leave_nothing():
+    """Cancelled as they wait, prefill, decode, or end; slots, queue and gauges are free."""
+    metrics, dice = Metrics(), random.Random(4)
+    engine = Engine(FakeRunner(TOKENIZER.vocab_size, num_slots=8), TOKENIZER)
+    async with running(engine, num_slots=8, max_waiting=100, metrics=metrics) as thread:
+        streams = []
+        for number in range(1000):
+            wanted = request(
+                str(number),
+                dice.choice([1, 5, LONG]),
+                prompt="x" * dice.randint(1, 300),
+                num_samples=dice.choice([1, 1, 3]),
+            )
+            wanted = replace(wanted, priority=dice.randint(-2, 2), max_draft_tokens=number % 3)
+            streams.append(thread.submit(wanted))
+            if dice.random() < 0.2:
+                await asyncio.wait([asyncio.create_task(streams[-1].next())], timeout=0.001)
+            while len(streams) > dice.randint(0, 40):
+                streams.pop(dice.randrange(len(streams))).cancel()
+        for stream in streams:
+            stream.cancel()
+        await until(lambda: gauges(metrics, "tiny") == (0, 0, 0))
+        assert thread._waiting_tokens == 0 and not thread._streams
+        assert not engine.has_work()
+        engine._scheduler.check()
+        assert len(tokens(await read(thread.submit(request("next", 5))))) == 5
 
 
 async def test_an_id_can_be_used_again_at_once():
