@@ -155,7 +155,7 @@ class DatasetStore:
         self._being_made[new.name] = DatasetInProgress(new.name)
         try:
             with full_disk_is_exhausted(), self._staging() as staging:
-                source = staging / "upload"
+                source = staging / ".upload"  # no name begins with a dot
                 await self._receive(new.name, text, source)
                 prepared = staging / new.name
                 async with self._preparing:

@@ -69,6 +69,12 @@ async def test_an_upload_becomes_a_dataset(store, tmp_path):
     assert files(tmp_path) == ["tiny"]
 
 
+@pytest.mark.parametrize("name", ["text", "upload", "meta"])
+async def test_every_name_is_free_to_begin_with(store, name):
+    await store.create(NewDataset(name, "char", 0.1), chunks(TEXT))
+    assert store.get(name).meta.characters == len(TEXT)
+
+
 async def test_chunks_may_split_characters(store):
     text = ("äöü€😀 " * 50).encode()
     made = await store.create(CHAR, chunks(*(text[i : i + 1] for i in range(len(text)))))
