@@ -15,8 +15,7 @@ import platform
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from ipaddress import ip_address
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import torch
@@ -49,11 +48,19 @@ from server.services.health import HealthService
 from server.services.inference import InferenceService
 from server.services.models import ModelService
 from server.services.training import TrainingService
-from server.settings import Settings, split_address
+from server.settings import Settings, is_loopback, split_address
 from server.version import version
+from server.web.api.checkpoints import CheckpointsApi
+from server.web.api.datasets import DatasetsApi
+from server.web.api.form import form_routes
+from server.web.api.generation import GenerationApi
+from server.web.api.jobs import JobsApi
+from server.web.api.models import ModelsApi
+from server.web.api.serving import ServingApi
+from server.web.api.session import SessionApi
+from server.web.assets import asset_routes
 from server.web.http_server import HttpServer
-from server.web.overview import overview
-from server.web.page import render
+from server.web.probes import probe_routes
 from server.web.site import create_site
 
 logger = logging.getLogger(__name__)
@@ -191,9 +198,24 @@ class App:
         self._on_stop.push_async_callback(self.jobs.close)
 
     async def _start_http(self) -> None:
-        host, port = split_address(self.settings.http_address)
-        site = create_site(self.metrics.registry, self.health, self._render_page, host)
-        http = await HttpServer.start(site, host, port)
+        settings, health = self.settings, self.health
+        host, port = split_address(settings.http_address)
+        token = settings.http_token.get_secret_value() if settings.http_token else None
+        routes = [
+            *probe_routes(self.metrics.registry, health),
+            *SessionApi(token, self._about).routes(),
+            *JobsApi(self.jobs, self.datasets, health).routes(),
+            *CheckpointsApi(self.jobs).routes(),
+            *ModelsApi(self.models).routes(),
+            *GenerationApi(self.models, health).routes(),
+            *ServingApi(self.monitor).routes(),
+            *DatasetsApi(self.datasets, health, settings.max_upload_bytes).routes(),
+            *form_routes(),
+            *asset_routes(),
+        ]
+        http = await HttpServer.start(create_site(routes, host, token), host, port)
+        if token is None and not is_loopback(host):
+            logger.warning("the dashboard on %s is closed: set NANOGPT_HTTP_TOKEN to open it", host)
         self._on_stop.push_async_callback(http.stop)
         self.http_port = http.port
 
@@ -257,10 +279,17 @@ class App:
                     loaded = False
         self.health.set("readiness", loaded)
 
-    async def _render_page(self) -> str:
+    def _about(self) -> dict[str, Any]:
+        """What the dashboard says about this server."""
         host, _ = split_address(self.settings.grpc_address)
-        tables = await overview(self.models, self.jobs)
-        return render(version(), f"{host}:{self.grpc_port}", tables)
+        return {
+            "version": version(),
+            "grpc_address": f"[{host}]:{self.grpc_port}"
+            if ":" in host
+            else f"{host}:{self.grpc_port}",
+            "device": self.device.type,
+            "device_name": device_name(self.device),
+        }
 
     def _describe(self) -> None:
         """Fills in the metrics that say what runs where."""
@@ -299,13 +328,3 @@ async def _logged(work: Callable[[], Awaitable[None]]) -> None:
         await work()
     except Exception:
         logger.exception("background work ended")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on the host."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -8,10 +8,11 @@ Everything below gets plain values.
 
 import difflib
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -28,6 +29,16 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError("must be host:port with a port in [0, 65535], 0 picks a free one")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on the host."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _checked_address(address: str) -> str:
@@ -67,7 +78,13 @@ class Settings(BaseSettings):
     )
     http_address: Address = Field(
         default="127.0.0.1:9464",
-        description="host:port of the web page, /metrics and /healthz; port 0 picks one.",
+        description="host:port of the dashboard, /metrics and /healthz; port 0 picks one.",
+    )
+    http_token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="What the dashboard asks for, at least 16 characters; needed unless "
+        "http_address is on loopback. /metrics and /healthz ask for nothing.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         default="auto", description="Where models run."
@@ -207,6 +224,8 @@ def _explain(problem: Any, given: dict[str, Any]) -> str:
     key = str(problem["loc"][0])
     source = f"--{key}" if key in given else f"{PREFIX}{key.upper()}"
     text = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    if "SecretStr" in str(Settings.model_fields[key].annotation):
+        return f"{source}: {text}"  # and not what was given
     return f"{source}: {text}, got {problem['input']!r}"
 
 

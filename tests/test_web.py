@@ -1,8 +1,8 @@
-"""The HTTP side: page, metrics, health, and the server that carries them."""
+"""The HTTP side: probes, pages, what they load, and the server that carries them."""
 
 import asyncio
+import re
 import signal
-from html.parser import HTMLParser
 
 import httpx
 import pytest
@@ -10,11 +10,11 @@ import pytest
 from server.errors import CannotStart
 from server.health import Health
 from server.metrics import Metrics
+from server.web import assets
+from server.web.assets import PAGES, STATIC, asset_routes
 from server.web.http_server import HttpServer
-from server.web.page import Table, render
+from server.web.probes import probe_routes
 from server.web.site import create_site
-
-HOSTILE = "<script>alert('&\"')</script>"
 
 
 @pytest.fixture
@@ -26,80 +26,55 @@ def health():
 async def client(health):
     metrics = Metrics()
     metrics.train_steps_total.inc(7)
-
-    async def page():
-        table = Table("Models", ("name", "state"), [(HOSTILE, "loaded")], "none yet")
-        return render("1.2.3", "127.0.0.1:50051", [table])
-
-    site = create_site(metrics.registry, health, page, "gpu-box")
+    site = create_site([*probe_routes(metrics.registry, health), *asset_routes()], "127.0.0.1")
     transport = httpx.ASGITransport(site)
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9464") as client:
         yield client
 
 
-class Page(HTMLParser):
-    """The tags of a page, and its text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.text += data
-
-
-async def test_the_page_says_what_this_is(client):
-    response = await client.get("/")
-    page = Page(response.text)
-    assert response.status_code == 200
-    assert "Trains GPT models" in page.text and "1.2.3" in page.text
-    assert {("href", "/metrics"), ("href", "/healthz")} <= set(page.attributes)
-
-
-async def test_names_are_escaped(client):
-    page = Page((await client.get("/")).text)
-    assert "script" not in page.tags
-    assert HOSTILE in page.text
+@pytest.mark.parametrize("path", [path.replace("{id}", "0123") for path in PAGES])
+async def test_every_page_is_the_one_document(client, path):
+    response = await client.get(path)
+    assert response.status_code == 200 and "nanogpt-service" in response.text
+    assert response.headers["cache-control"] == "no-cache"
 
 
 async def test_nothing_is_inline_and_everything_linked_is_there(client):
     response = await client.get("/")
     assert "default-src 'self'" in response.headers["content-security-policy"]
-    page = Page(response.text)
-    assert not {"style", "script"} & set(page.tags)
-    assert not [name for name, _ in page.attributes if name == "style" or name.startswith("on")]
-    links = [value for name, value in page.attributes if name in ("href", "src")]
-    assert "/style.css" in links and "/icon.svg" in links
+    assert "unsafe" not in response.headers["content-security-policy"]
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", response.text)
+    links = re.findall(r'(?:href|src)="(/[^"]*\.[a-z]+)"', response.text)
+    assert {"/static/style.css", "/static/icon.svg", "/vendor/uplot.js"} <= set(links)
     for link in links:
         answer = await client.get(link)
-        assert answer.status_code in (200, 503)
+        assert answer.status_code == 200, link
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_an_empty_table_says_so():
-    page = Page(render("1", "a:1", [Table("Jobs", ("id",), [], "No jobs yet.")]))
-    assert "No jobs yet." in page.text and "table" not in page.tags
+async def test_every_module_that_a_script_imports_is_there(client):
+    for path in STATIC.rglob("*.js"):
+        for name in re.findall(r'(?:from|import)\s+"([^"]+)"', path.read_text()):
+            assert (path.parent / name).resolve().is_file(), f"{path.name}: {name}"
 
 
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1:9464", "localhost", "[::1]:9464", "10.1.2.3", "GPU-box:1"]
-)
-async def test_the_page_answers_to_its_own_names(client, host):
-    assert (await client.get("/", headers={"Host": host})).status_code == 200
+def test_scripts_put_text_into_the_page_as_text_alone():
+    for path in STATIC.rglob("*.js"):
+        found = re.findall(
+            r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", path.read_text()
+        )
+        assert not found, path.name
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:9464", "127.0.0.1.evil.example", ""]
-)
-async def test_the_page_answers_to_no_other_name(client, host):
-    response = await client.get("/", headers={"Host": host})
-    assert response.status_code == 421
-    assert (await client.get("/healthz", headers={"Host": host})).status_code == 503
+async def test_files_outside_of_static_are_not_served(client):
+    for path in ("/static/../site.py", "/static/%2e%2e/site.py", "/vendor/figure.py", "/nope"):
+        assert (await client.get(path)).status_code == 404
+
+
+def test_a_server_without_the_charts_library_does_not_start(monkeypatch):
+    monkeypatch.setattr(assets, "find_spec", lambda name: None)
+    with pytest.raises(CannotStart, match="pip install youplot"):
+        asset_routes()
 
 
 async def test_metrics_in_the_text_format(client):
@@ -126,7 +101,7 @@ async def test_healthz_follows_readiness(client, health):
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-async def test_it_is_read_only(client, method):
+async def test_pages_are_read_only(client, method):
     assert (await client.request(method, "/")).status_code == 405
 
 

@@ -67,10 +67,15 @@ class Admission:
                         f"request_id {submission.request_id!r} was used for another job; "
                         "a new job needs a new one",
                     )
-            planned = await asyncio.to_thread(plan, submission, self._datasets, self._models)
-            self._launcher.check(planned.config)
+            planned = await self.check(submission)
             with full_disk_is_exhausted():
                 return await self._accept(submission, planned, canonical)
+
+    async def check(self, submission: Submission) -> Plan:
+        """What the submission asks for, completed. Raises InvalidArgument, NotFound, DataLoss."""
+        planned = await asyncio.to_thread(plan, submission, self._datasets, self._models)
+        self._launcher.check(planned.config)
+        return planned
 
     async def sweep(self) -> None:
         """Deletes runs that a server died over before they became jobs.

@@ -32,7 +32,7 @@ from server.jobs.progress import Progress
 from server.jobs.publication import publish_best
 from server.jobs.queue import positions
 from server.jobs.store import JobStore
-from server.jobs.submission import Models, Submission
+from server.jobs.submission import Models, Plan, Submission
 from server.jobs.supervisor import Supervisor
 from server.jobs.tail import Subscription
 from server.jobs.telemetry import Telemetry
@@ -153,6 +153,10 @@ class JobService:
         if self._draining:
             raise Unavailable("the server is stopping; ask again later")
         return await self._report(await self._to_the_end(self._submit(submission)))
+
+    async def check(self, submission: Submission) -> Plan:
+        """What a submission would queue; nothing is. Raises InvalidArgument, NotFound, DataLoss."""
+        return await self._admission.check(submission)
 
     async def cancel(self, job_id: str) -> Report:
         """The job, about to end or ended. Raises NotFound."""

@@ -1,1 +1,1 @@
-"""The HTTP side: a page for people, /metrics for Prometheus, /healthz for probes. Read-only."""
+"""The HTTP side: the dashboard and its JSON API, /metrics for Prometheus, /healthz for probes."""

@@ -1,0 +1,79 @@
+// Streams of events that outlive the connection, and a server that starts again.
+//
+// Each numbered event is seen once: after a break the stream is asked for from the next number on.
+// `connection` tells whether any open stream is without its server.
+
+const RETRY_MILLISECONDS = [250, 500, 1000, 2000, 4000];
+
+class Connection extends EventTarget {
+  #lost = new Set();
+
+  get isLost() {
+    return this.#lost.size > 0;
+  }
+
+  set(stream, isLost) {
+    const before = this.isLost;
+    if (isLost) this.#lost.add(stream);
+    else this.#lost.delete(stream);
+    if (before !== this.isLost) this.dispatchEvent(new Event("change"));
+  }
+}
+
+export const connection = new Connection();
+
+// Follows `path`. `onData` gets each message; `onError` one that no new attempt will mend.
+// Returns what ends it. `next` is the number of the first event that is wanted; a message that has
+// a `next_offset` says itself what follows it.
+export function follow(path, { next = null, parameter = "start", onData, onError = () => {} }) {
+  const self = {};
+  let source = null;
+  let timer = null;
+  let failures = 0;
+
+  const close = () => {
+    source?.close();
+    clearTimeout(timer);
+    source = null;
+    connection.set(self, false);
+  };
+
+  const lose = () => {
+    source?.close();
+    connection.set(self, true);
+    const wait = RETRY_MILLISECONDS[Math.min(failures, RETRY_MILLISECONDS.length - 1)];
+    failures += 1;
+    timer = setTimeout(open, wait);
+  };
+
+  const receive = (event) => {
+    const data = JSON.parse(event.data);
+    if (data.kind === "error") {
+      if (data.reason === "UNAVAILABLE") return lose();
+      close();
+      return onError(data);
+    }
+    if (event.lastEventId !== "" && next !== null) {
+      const number = Number(event.lastEventId);
+      if (data.sequence === number && number < next) return undefined; // seen already
+      if (data.sequence === number) next = number + 1;
+    }
+    if (data.next_offset !== undefined) next = data.next_offset;
+    onData(data);
+    if (data.kind === "end") close();
+    return undefined;
+  };
+
+  function open() {
+    source = new EventSource(next === null ? path : `${path}?${parameter}=${next}`);
+    source.onopen = () => {
+      failures = 0;
+      connection.set(self, false);
+    };
+    source.onmessage = receive;
+    source.onerror = lose;
+  }
+
+  open();
+  return close;
+}
