@@ -100,7 +100,7 @@ def main() -> None:
     )
     say("where to go from here")
     print(
-        "  python -m server --data_dir=.demo   serves this model; overview on 127.0.0.1:9464\n"
+        "  python -m server --data_dir=.demo   serves this model; dashboard: http://127.0.0.1:9464\n"
         "  python -m client help               lists every command\n"
         "  README.md, docs/                    how it works, what it promises, every word explained"
     )

@@ -347,8 +347,8 @@ async def test_models_are_listed_loaded_and_exported(client):
     assert config["n_layer"] == 2
     wrong = await client.get("/api/models/tiny/export?format=zip")
     assert wrong.json()["violations"][0]["field"] == "format"
-    refused = await client.get("/api/models/tiny/export?format=gguf")
-    assert (refused.status_code, refused.json()["reason"]) == (409, "NOT_REPRESENTABLE")
+    missing = await client.get("/api/models/nope/export?format=gguf")
+    assert (missing.status_code, missing.json()["reason"]) == (404, "MODEL_NOT_FOUND")
     assert (await client.post("/api/models/tiny/unload", json={})).json()["state"] == "UNLOADED"
 
 

@@ -63,7 +63,7 @@ export async function show(main) {
         model.state === "UNLOADED"
           ? action("Load", then(() => post(`${path}/load`, { precision: precision.input.value })), { kind: "link" })
           : action("Unload", then(() => post(`${path}/unload`)), { kind: "link" }),
-        exports(path, model.tokenizer),
+        exports(path),
         action("Delete", async () => {
           if (!await confirm(`Delete the model ${model.name}? Checkpoints of its run stay.`, "Delete")) return;
           await remove(path);

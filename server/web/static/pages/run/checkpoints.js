@@ -42,7 +42,7 @@ export function checkpoints(job) {
       h("td", { class: "actions" }, reference === null ? null : [
         h("a", { href: `/playground?model=${encodeURIComponent(reference)}` }, "Try"),
         action("Serve", async () => { await post(`${path}/load`); await refresh(); }, { kind: "link", title: "Loads it and keeps it in memory" }),
-        exports(path, job.run?.tokenizer),
+        exports(path),
       ],
       action(checkpoint.is_pinned ? "Unpin" : "Pin", async () => {
         await post(`${own(checkpoint)}/pin`, { pinned: !checkpoint.is_pinned });
@@ -67,10 +67,9 @@ export function checkpoints(job) {
   return { element, soon, close: () => clearTimeout(timer) };
 }
 
-// Links that download a model in each format that can hold it.
-export function exports(path, tokenizer) {
-  const formats = FORMATS.filter(([name]) => name !== "gguf" || tokenizer === "gpt2");
+// Links that download a model in each format.
+export function exports(path) {
   return h("details", { class: "menu" }, h("summary", {}, "Export"),
-    h("div", { class: "items" }, formats.map(([name, label]) =>
+    h("div", { class: "items" }, FORMATS.map(([name, label]) =>
       h("a", { href: `${path}/export?format=${name}`, download: true }, label))));
 }
