@@ -148,7 +148,7 @@ def wait_until_ready(process: "subprocess.Popen[bytes]", log_path: Path) -> Serv
     while time.monotonic() < deadline and process.poll() is None:
         ready = re.search(READY, log_path.read_text("utf-8"))
         if ready is not None:
-            print(f"  gRPC {ready['grpc']}, overview http://{ready['http']}")
+            print(f"  gRPC {ready['grpc']}, dashboard http://{ready['http']}")
             return Server(ready["grpc"], ready["http"])
         time.sleep(0.05)
     raise DemoFailed(f"the server did not start:\n{log_path.read_text('utf-8')}")
