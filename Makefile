@@ -9,11 +9,13 @@ BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+RAY_VENV := .venv-ray
+RAY_INSTALLED := $(RAY_VENV)/.installed
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I. --python_out=$(1) --pyi_out=$(1) \
 	--grpc_python_out=$(1) protos/nanogpt/v1/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test check fix protos bench bench-peers campaign-quick campaign clean
+.PHONY: help venv demo serve test test-ray check fix protos bench bench-peers campaign-quick campaign clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +39,17 @@ serve: $(INSTALLED)  ## start the server, with its data in ./data
 # each with whole files, since fixtures of a file are expensive
 test: $(INSTALLED)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+
+# Ray brings versions of its own of much that we use: an environment for it alone
+test-ray: $(RAY_INSTALLED)  ## run the tests that need a Ray cluster, started here for them
+	OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest -m ray tests/test_ray_cluster.py
+
+$(RAY_INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		--editable '.[server,ray]' httpx hypothesis pytest pytest-asyncio pytest-timeout psutil
+	@touch $@
 
 check: $(INSTALLED)  ## check format, lint, types, imports, protos, deployment files
 	$(BIN)/ruff format --check .

@@ -36,7 +36,8 @@ from server.errors import CannotStart, ServiceError
 from server.grpc_server import bind, create_server, enable_reflection
 from server.health import Health
 from server.interceptors import Gate, interceptor_chain
-from server.jobs.launcher import LocalLauncher
+from server.jobs.launcher import Launcher, Launchers, LocalLauncher
+from server.jobs.ray_launcher import RayJobs, RayLauncher
 from server.jobs.service import JobService
 from server.metrics import Metrics
 from server.models.kernels import Kernels
@@ -186,7 +187,7 @@ class App:
                 settings.data_dir,
                 datasets=self.datasets,
                 models=self.models,
-                launcher=LocalLauncher(settings.threads, nice=settings.trainer_nice),
+                launcher=_launchers(settings),
                 loaded_folders=self.models.loaded_folders,
                 metrics=self.metrics,
                 max_queued_jobs=settings.max_queued_jobs,
@@ -321,6 +322,18 @@ class App:
         start = time.monotonic()
         yield
         self.metrics.startup_time_seconds.labels(phase=phase).set(time.monotonic() - start)
+
+
+def _launchers(settings: Settings) -> Launchers:
+    """This machine, and a cluster if there is one."""
+    found: dict[str, Launcher] = {
+        "local": LocalLauncher(settings.threads, nice=settings.trainer_nice)
+    }
+    if settings.ray_address is not None:
+        secret = settings.ray_token
+        token = None if secret is None else secret.get_secret_value()
+        found["ray"] = RayLauncher(RayJobs(settings.ray_address, token))
+    return Launchers(found)
 
 
 async def _logged(work: Callable[[], Awaitable[None]]) -> None:

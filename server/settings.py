@@ -7,6 +7,7 @@ Everything below gets plain values.
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -54,6 +55,13 @@ def _split_names(value: Any) -> Any:
     )
 
 
+def _checked_url(url: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s]+/?\S*", url):
+        raise ValueError("must be a URL that begins with http:// or https://")
+    return url
+
+
+Url = Annotated[str, AfterValidator(_checked_url)]
 Address = Annotated[str, AfterValidator(_checked_address)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 
@@ -135,6 +143,13 @@ class Settings(BaseSettings):
         ge=0,
         le=19,
         description="How far trainers yield processors to generation; 0 is not at all.",
+    )
+    ray_address: Url | None = Field(
+        default=None,
+        description="URL of the dashboard of a Ray cluster, for jobs with launcher ray.",
+    )
+    ray_token: SecretStr | None = Field(
+        default=None, description="Token of the Ray cluster, if it asks for one."
     )
     max_queued_jobs: int = Field(
         default=100,

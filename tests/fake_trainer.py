@@ -109,6 +109,9 @@ class FakeLauncher:
     def check(self, config: TrainConfig) -> None:
         """Starts anything."""
 
+    async def end_abandoned(self, run: RunDirectory) -> None:
+        """Leaves nothing behind."""
+
     async def start(self, run: RunDirectory) -> FakeTrainer:
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
         trainer = FakeTrainer(run, script)

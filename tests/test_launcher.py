@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from nanogpt.config import TrainConfig
-from nanogpt.training.run_directory import RunDirectory
+from nanogpt.training.run_directory import RunDirectory, RunSpec
 from server.errors import FailedPrecondition
-from server.jobs.launcher import LocalLauncher, LocalTrainer
+from server.jobs.launcher import Launchers, LocalLauncher, LocalTrainer
 from server.jobs.trainer_log import error_line, first_step, last_lines, log_size
 
 SAYS_HOW_IT_WAS_STARTED = """
@@ -194,11 +194,22 @@ async def test_no_descriptor_is_left_behind(run: RunDirectory) -> None:
     assert psutil.Process().num_fds() == before
 
 
-def test_a_run_for_a_cluster_is_refused_by_this_machine() -> None:
-    launcher = LocalLauncher()
-    launcher.check(TrainConfig(processes=4))
-    with pytest.raises(FailedPrecondition, match="this server has no launcher 'ray'; use local"):
-        launcher.check(TrainConfig(launcher="ray"))
+async def test_a_launcher_that_the_server_does_not_have(run: RunDirectory) -> None:
+    launchers = Launchers({"local": LocalLauncher(command=(sys.executable, "-c", ""))})
+    launchers.check(TrainConfig(processes=4))
+    with pytest.raises(FailedPrecondition) as refused:
+        launchers.check(TrainConfig(launcher="ray"))
+    assert refused.value.message == (
+        "this server has no launcher 'ray', which needs the setting ray_address; use local"
+    )
+    spec = RunSpec("job", "model", "dataset", TrainConfig(launcher="ray"))
+    run.write_spec(spec)  # accepted by a server that had it
+    with pytest.raises(OSError, match="no launcher 'ray'"):
+        await launchers.start(run)
+    run.write_spec(replace(spec, config=TrainConfig()))
+    assert await (await launchers.start(run)).wait() == 0
+    run.spec_path.write_text("{}")  # the trainer says what is wrong with it
+    assert await (await launchers.start(run)).wait() == 0
 
 
 async def test_a_program_that_is_not_there_is_an_error(run: RunDirectory) -> None:

@@ -575,6 +575,9 @@ class KillingLauncher:
     def check(self, config: Any) -> None:
         self._launcher.check(config)
 
+    async def end_abandoned(self, run: Any) -> None:
+        await self._launcher.end_abandoned(run)
+
     async def start(self, run: Any) -> LocalTrainer:
         trainer = await self._launcher.start(run)
         if self._killing is None:

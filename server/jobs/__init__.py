@@ -6,6 +6,7 @@ verdict      what the end of a trainer means        no I/O
 progress     what the recorded events amount to     no I/O
 store        the database
 launcher     starts the trainer's process
+ray_launcher starts it on a Ray cluster
 tail         reads the record as it grows, for any number of subscribers
 ledger       commits each change of state and tells everybody who watches
 telemetry    recorded events to Prometheus

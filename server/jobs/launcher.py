@@ -10,11 +10,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from nanogpt.config import TrainConfig
+from nanogpt.config import InvalidConfig, TrainConfig
 from nanogpt.training.run_directory import RunDirectory
 from server.errors import FailedPrecondition
 
@@ -41,8 +41,51 @@ class Launcher(Protocol):
     async def start(self, run: RunDirectory) -> Trainer:
         """A trainer for this run. Raises OSError if it cannot be started."""
 
+    async def end_abandoned(self, run: RunDirectory) -> None:
+        """Asks a trainer to leave whose server has died, if it cannot know. Raises OSError."""
+
     def kill_abandoned(self, run: RunDirectory) -> bool:
         """Ends the trainer that holds the run though its server has died; False if in doubt."""
+
+
+class Launchers:
+    """Starts each run where its config says."""
+
+    def __init__(self, launchers: Mapping[str, Launcher]) -> None:
+        """Launchers by the names that configs give them."""
+        self._launchers = launchers
+
+    def check(self, config: TrainConfig) -> None:
+        """Raises FailedPrecondition if this server has no launcher of that name."""
+        if config.launcher not in self._launchers:
+            raise FailedPrecondition(
+                "launcher_missing",
+                config.launcher,
+                f"this server has no launcher {config.launcher!r}, which needs the setting "
+                f"{config.launcher}_address; use {' or '.join(sorted(self._launchers))}",
+            )
+
+    async def start(self, run: RunDirectory) -> Trainer:
+        """A trainer for this run. Raises OSError."""
+        return await self._of(run).start(run)
+
+    async def end_abandoned(self, run: RunDirectory) -> None:
+        """Asks a trainer to leave whose server has died. Raises OSError."""
+        await self._of(run).end_abandoned(run)
+
+    def kill_abandoned(self, run: RunDirectory) -> bool:
+        """Ends the trainer that holds the run though its server has died; False if in doubt."""
+        return self._of(run).kill_abandoned(run)
+
+    def _of(self, run: RunDirectory) -> Launcher:
+        """Raises OSError if there is none: the server was started with other settings."""
+        try:
+            name = run.read_spec().config.launcher
+        except InvalidConfig:
+            name = "local"  # where the trainer says what is wrong
+        if name not in self._launchers:
+            raise OSError(f"this server has no launcher {name!r}")
+        return self._launchers[name]
 
 
 class LocalLauncher:
@@ -63,13 +106,7 @@ class LocalLauncher:
             self._environment["OMP_NUM_THREADS"] = str(threads)
 
     def check(self, config: TrainConfig) -> None:
-        """Raises FailedPrecondition if the run is for a cluster."""
-        if config.launcher != "local":
-            raise FailedPrecondition(
-                "launcher_missing",
-                config.launcher,
-                f"this server has no launcher {config.launcher!r}; use local",
-            )
+        """Any run may be for this machine."""
 
     async def start(self, run: RunDirectory) -> "LocalTrainer":
         """A trainer whose output is appended to the run's log. Raises OSError."""
@@ -96,6 +133,9 @@ class LocalLauncher:
             own = os.getpriority(os.PRIO_PROCESS, 0)
             os.setpriority(os.PRIO_PROCESS, process.pid, own + self._nice)
         return LocalTrainer(process, pipe_write)
+
+    async def end_abandoned(self, run: RunDirectory) -> None:
+        """Nothing to do: it has seen the end of its standard input."""
 
     def kill_abandoned(self, run: RunDirectory) -> bool:
         """Ends the trainer that signed the run's lock, if it certainly is that process.

@@ -239,6 +239,10 @@ class Turn:
         That one has seen end-of-file and is about to leave. One that does not is killed if it is
         certainly ours, and else named in the log. False too if asked to stop meanwhile.
         """
+        try:
+            await self._launcher.end_abandoned(self._run)
+        except OSError as error:
+            logger.warning("what a dead server may have left of %s: %s", self._job.id, error)
         deadline = time.monotonic() + self._terms.abandoned_seconds
         killed = False
         while (held := _is_held(self._run)) and not self._stop_asked.is_set():
