@@ -78,8 +78,6 @@ def main(run_dir: Path) -> int:
     def handle(number: int, frame: FrameType | None) -> None:
         stop.set()
 
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
     directory = RunDirectory(run_dir)
     directory.exit_code_path.unlink(missing_ok=True)
     try:
@@ -89,6 +87,8 @@ def main(run_dir: Path) -> int:
         directory.write_exit_code(ExitCode.BAD_CONFIG)
         return 0
     ray.init(address="auto", log_to_driver=False)
+    signal.signal(signal.SIGTERM, handle)  # only now: Ray has set a handler of its own
+    signal.signal(signal.SIGINT, handle)
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     on_gpu = config.device == "cuda" or (config.device == "auto" and has_gpus)
     needs = {"CPU": 1.0, "GPU": 1.0} if on_gpu else {"CPU": 1.0}
