@@ -5,6 +5,7 @@ asked, never at import; what is measured for a choice is measured once a process
 """
 
 import functools
+import os
 import platform
 import resource
 import sys
@@ -64,6 +65,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
 @dataclass(frozen=True, slots=True)
 class Peak:
     """The most a device can do; None is unknown."""
@@ -107,6 +111,22 @@ def peak_memory_bytes() -> int:
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def total_memory_bytes(device: torch.device) -> int | None:
+    """Memory of the device, for a CPU that of the machine or the container; None if unknown.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type != "cpu":
+        return None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int(CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit: "max"
+        return total
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -194,3 +194,22 @@ def test_a_free_name_is_numbered_and_stays_a_name() -> None:
     assert len(taken) == 12
     assert all(is_name(name) for name in taken)
     assert free_name("a", {"a", "a-2"}.__contains__) == "a-3"
+
+
+def test_what_does_not_fit_the_memory_is_refused_with_the_numbers(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of sequences that it names is accepted, one more is not."""
+    monkeypatch.setattr(submission_module, "total_memory_bytes", lambda device: 2 * 10**9)
+    config = {"device": "cpu", "batch_size": 64}
+    problem = fields(data_dir, config=config)["config.batch_size"]
+    assert "this machine has 2.0 GB" in problem
+    fitting = int(problem.split("at most ")[1].split()[0])
+    assert 1 <= fitting < 64
+    planned(data_dir, config={**config, "batch_size": fitting})
+    assert "config.batch_size" in fields(data_dir, config={**config, "batch_size": fitting + 1})
+    planned(data_dir, config={**config, "batch_size": 1, "gradient_accumulation_steps": 64})
+    monkeypatch.setattr(submission_module, "total_memory_bytes", lambda device: 10**8)
+    assert "not even 1 fits" in fields(data_dir, config=config)["config.batch_size"]
+    monkeypatch.setattr(submission_module, "total_memory_bytes", lambda device: None)
+    planned(data_dir, config=config)

@@ -37,6 +37,8 @@ from nanogpt.datasets.dataset import BadDataset, Dataset
 from nanogpt.model import GPT
 from nanogpt.training.batches import Batches, Prefetcher, Stream
 from nanogpt.training.compile import compiled_forward
+from nanogpt.training.cross_entropy import LARGE_VOCABULARY, chunked_forward
+from nanogpt.training.execution import choose_execution, use_attention
 from nanogpt.training.optimizer import make_optimizer
 from nanogpt.training.run_directory import ExitCode
 from nanogpt.training.starting_point import PADDED_GPT2_VOCAB_SIZE, num_vocab_rows
@@ -113,11 +115,17 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     model = GPT(config.model_config(vocab_size)).to(where).train()
     optimizer = make_optimizer(model, config)
-    inputs, targets = (x[0].to(where) for x in batches.at(0))
+    execution = choose_execution(model, config.batch_size, dtype)
+    use_attention(model, execution)
+    inputs, targets = (x[0].tensor_split(execution.pieces)[0].to(where) for x in batches.at(0))
     forward = compiled_forward(
         model, options.compile, dtype=dtype, example=(inputs, targets), log=_complain
     )
-    step = TrainingStep(model, optimizer, dtype=dtype, grad_clip=0.0, forward=forward)
+    if forward is model and model.config.vocab_size >= LARGE_VOCABULARY:
+        forward = chunked_forward(model)
+    step = TrainingStep(
+        model, optimizer, dtype=dtype, grad_clip=0.0, forward=forward, pieces=execution.pieces
+    )
 
     durations = []
     with Prefetcher(batches, where, first_step=0) as prefetcher:

@@ -40,6 +40,8 @@ class RunStarted:
     peak_flops: float | None
     peak_source: str
     max_iters: int
+    processes: int = 1
+    estimated_memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from nanogpt.training.execution import (
     recorded_execution,
     use_attention,
 )
+from nanogpt.training.memory import estimate_memory
 from nanogpt.training.optimizer import make_optimizer, set_learning_rate
 from nanogpt.training.report import Report
 from nanogpt.training.run_directory import STARTED_PREFIX, ExitCode, RunDirectory, RunSpec
@@ -406,6 +407,8 @@ class Trainer:
             peak_flops=peak_flops,
             peak_source=peak.source,
             max_iters=self._last_step,
+            processes=self._world.size,
+            estimated_memory_bytes=estimate_memory(self._model.config, self._config).total,
         )
 
     def _describe_checkpoint(self) -> CheckpointMeta:

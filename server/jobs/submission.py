@@ -6,12 +6,15 @@ Reads datasets and the meta of models; knows neither the queue nor the wire.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta, read_meta
 from nanogpt.config import InvalidConfig, Preset, TrainConfig, Violation, load_preset
+from nanogpt.device import pick_device, total_memory_bytes
+from nanogpt.training.memory import estimate_memory
+from nanogpt.training.starting_point import PADDED_GPT2_VOCAB_SIZE
 from server.dataset_store import DatasetInfo, DatasetStore
 from server.errors import DataLoss, InvalidArgument, NotFound
 from server.names import name_violations
@@ -125,7 +128,9 @@ def plan(submission: Submission, datasets: DatasetStore, models: Models) -> Plan
         found += _take_shape(start, values, origin)
         found += _vocabulary_violations(start, dataset)
     if not found:
-        found += _length_violations(dataset, TrainConfig.from_mapping(values))
+        config = TrainConfig.from_mapping(values)
+        found += _length_violations(dataset, config)
+        found += _memory_violations(dataset, start, config)
     if found:
         raise InvalidArgument(found)
     return Plan(
@@ -218,6 +223,40 @@ def _vocabulary_violations(start: _Start, dataset: DatasetInfo) -> list[Violatio
         Violation(
             "dataset",
             f"its vocabulary ({difference}) is not that of model {start.reference!r}",
+        )
+    ]
+
+
+def _memory_violations(
+    dataset: DatasetInfo, start: _Start | None, config: TrainConfig
+) -> list[Violation]:
+    """A run of one process has to fit into the memory of its device, as far as that is known."""
+    try:
+        available = total_memory_bytes(pick_device(config.device))
+    except ValueError:  # there is no such device here; the trainer will say so
+        return []
+    if available is None or config.processes > 1:
+        return []
+    if start is not None:
+        shape = replace(start.meta.model_config, block_size=config.block_size)
+    else:
+        rows = dataset.meta.vocab_size
+        is_gpt2 = dataset.meta.tokenizer["kind"] == "gpt2"
+        shape = config.model_config(PADDED_GPT2_VOCAB_SIZE if is_gpt2 else rows)
+    needed = estimate_memory(shape, config)
+    if needed.total <= available:
+        return []
+    per_sequence = needed.activations / config.batch_size
+    spare = available - (needed.total - needed.activations)
+    fitting = int(spare // per_sequence)
+    advice = f"at most {fitting} fits" if fitting >= 1 else "not even 1 fits: train a smaller model"
+    return [
+        Violation(
+            "config.batch_size",
+            f"takes about {needed.total / 1e9:.1f} GB with block_size {config.block_size}, "
+            f"{needed.activations / 1e9:.1f} GB of it for activations; this machine has "
+            f"{available / 1e9:.1f} GB; {advice}, got {config.batch_size}; more "
+            "gradient_accumulation_steps take the same steps in less memory",
         )
     ]
 

@@ -1,0 +1,77 @@
+"""How much memory a run takes, by formula: no torch, nothing is allocated.
+
+    weights, gradients, optimizer      4 bytes a number: 1 + 1 + 2 (AdamW) or 1 (Muon) a weight
+    copy of a checkpoint               weights and optimizer once more, on the host
+    activations of a micro-batch       17·C a token and layer, 4·V for the head, see below
+    the process                        PyTorch itself
+
+It is for float32 and a whole micro-batch at once; pieces of one and bfloat16 take less.
+"""
+
+from dataclasses import dataclass
+
+from nanogpt import flops
+from nanogpt.config import ModelConfig, TrainConfig
+
+FLOAT_BYTES = 4
+PROCESS_BYTES = 300 << 20
+"""Resident memory of Python with torch and a mapped dataset: measured on Linux, torch 2.13."""
+
+CHUNKED_HEAD_BYTES = 3 * (64 << 20)
+"""Most that logits of a large vocabulary take: cross_entropy.py."""
+LARGE_VOCABULARY = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes of each part."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    checkpoint_copy: int
+    activations: int
+    process: int = PROCESS_BYTES
+
+    @property
+    def total(self) -> int:
+        return self.step + self.checkpoint_copy
+
+    @property
+    def step(self) -> int:
+        """Without the copy of a checkpoint."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.process
+
+
+def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
+    """What a run of this network takes in one process."""
+    C, T, L, H, V = (
+        model.n_embd,
+        model.block_size,
+        model.n_layer,
+        model.n_head,
+        model.vocab_size,
+    )
+    num_weights = flops.multiplied_weights(model) + T * C
+    matrices = 12 * L * C * C
+    optimizer = 2 * num_weights - (matrices if config.optimizer == "muon" else 0)
+    # kept for the backward pass, a token and layer, in widths C: inputs of two norms (2) and their
+    # outputs (2), q, k, v (3), attention (2), MLP before and after GELU (8)
+    block = 17 * C
+    if model.dropout > 0:
+        # two masks, and attention's weights before and after dropout, with their mask
+        block += 2 * C + 3 * H * T
+    backward = 12 * C  # gradients of the widest layer, while it is computed
+    tokens = config.batch_size * T
+    # logits, their log-softmax, and the gradients of both; or some of them, and the head's gradient
+    # a second time
+    plain_head, chunked_head = 4 * V * tokens, CHUNKED_HEAD_BYTES // FLOAT_BYTES + V * C
+    head = FLOAT_BYTES * (plain_head if V < LARGE_VOCABULARY else chunked_head)
+    activations = tokens * (L * block + backward + 4 * C) * FLOAT_BYTES + head
+    return MemoryEstimate(
+        weights=FLOAT_BYTES * num_weights,
+        gradients=FLOAT_BYTES * num_weights,
+        optimizer=FLOAT_BYTES * optimizer,
+        checkpoint_copy=FLOAT_BYTES * (num_weights + optimizer),
+        activations=activations,
+    )
