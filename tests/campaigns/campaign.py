@@ -51,6 +51,7 @@ class Report:
 
     def __init__(self, name: str) -> None:
         self._name, self._start = name, time.monotonic()
+        print(f"\n{name}: seed {SEED}", flush=True)
 
     def print(self, **figures: object) -> None:
         words = [f"{value} {key.replace('_', ' ')}" for key, value in figures.items()]

@@ -5,7 +5,7 @@ killed: while a job is submitted, in the middle of steps, while a checkpoint is 
 
     every acknowledged job is there once and has succeeded, with the weights of an undisturbed run;
     a reader that follows by the client library saw every sequence number exactly once;
-    no run ever had two trainers at a time.
+    no run ever had two trainers at work at a time.
 
     CAMPAIGN_SCALE=10 CAMPAIGN_SEED=1234 python -m pytest -m campaign -s tests/campaigns
 """
@@ -118,10 +118,15 @@ class Server:
                         found.setdefault(Path(word).name, []).append(int(folder.name))
         return found
 
-    @staticmethod
-    def living(trainers: dict[str, list[int]]) -> list[list[int]]:
-        """Those that still run, job by job: all of a job at the same time."""
-        return [[pid for pid in pids if _command(pid)] for pids in trainers.values()]
+    def trainers_at_work(self) -> dict[str, int]:
+        """How many trainers hold the lock of each run; one that is on its way in or out does not.
+
+        https://man7.org/linux/man-pages/man5/proc_locks.5.html
+        """
+        trainers = self.trainers()
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        holders = {int(words[4]) for words in locks if words[1] == "FLOCK"}
+        return {job_id: len(holders.intersection(pids)) for job_id, pids in trainers.items()}
 
 
 def _command(pid: int) -> str:
@@ -164,7 +169,7 @@ class Reader(threading.Thread):
 
 
 class Overseer(threading.Thread):
-    """Counts, many times a second, how many trainers each run has."""
+    """Counts, many times a second, how many trainers are at work in each run."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(name="overseer", daemon=True)
@@ -175,10 +180,8 @@ class Overseer(threading.Thread):
 
     def run(self) -> None:
         while not self._stop_asked.wait(0.2):
-            most = max(map(len, self._server.trainers().values()), default=0)
-            if most > 1:  # one may have begun after the other had ended, while this looked: again
-                most = max(map(len, self._server.living(self._server.trainers())), default=0)
-            self.most = max(self.most, most)
+            counts = self._server.trainers_at_work().values()
+            self.most = max([self.most, *counts])
             self.looks += 1
 
     def stop(self) -> None:
