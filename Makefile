@@ -15,7 +15,7 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -I. --python_out=$(1) --pyi_out=$(1)
 	--grpc_python_out=$(1) protos/nanogpt/v1/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve test test-ray check fix protos bench bench-peers campaign-quick campaign clean
+.PHONY: help venv demo serve screenshots test test-ray check fix protos bench bench-peers campaign-quick campaign clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ demo: $(INSTALLED)  ## train a small model and sample from it, in about two minu
 
 serve: $(INSTALLED)  ## start the server, with its data in ./data
 	$(BIN)/python -m server
+
+screenshots: $(INSTALLED)  ## take the pictures of the dashboard again, with chromium
+	$(BIN)/python docs/screenshots.py
 
 # one thread: the models of tests are so small that threads only wait for each other. Two processes,
 # each with whole files, since fixtures of a file are expensive

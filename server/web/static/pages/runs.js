@@ -180,7 +180,7 @@ const LINES = [
 
 // The chart of the runs that are chosen in the table.
 function comparison() {
-  let histories = new Map(); // job id -> lines
+  const histories = new Map(); // job id -> lines
   let jobs = [];
   let line = "val_loss";
   const chart = new Chart({ title: "Chosen runs", lines: [], height: 280 });
@@ -205,7 +205,8 @@ function comparison() {
   }
 
   async function load(id) {
-    histories.set(id, (await get(`/api/jobs/${id}/history`)).lines);
+    const { lines } = await get(`/api/jobs/${id}/history`);
+    histories.set(id, lines);
   }
 
   return {
@@ -220,7 +221,6 @@ function comparison() {
       } catch (error) {
         note.textContent = error.message;
       }
-      histories = new Map(jobs.map((job) => [job.id, histories.get(job.id)]));
       draw();
     },
     // Runs that have got further are read again; the server adds only what is new.
