@@ -322,7 +322,7 @@ def test_runs_are_filtered_sorted_and_compared(server, page):
     comparison.get_by_text("Values as a table").click()
     expect(comparison.get_by_role("columnheader", name="second")).to_be_visible()
     row = comparison.get_by_role("row").last.get_by_role("cell")
-    assert "–" not in row.all_inner_texts()  # both runs have a loss at the last step
+    assert "\u2013" not in row.all_inner_texts()  # both runs have a loss at the last step
 
 
 def test_text_streams_and_stops(server, page, problems):
