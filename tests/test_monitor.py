@@ -65,12 +65,11 @@ async def test_a_slow_follower_gets_the_newest_and_the_number_of_what_it_missed(
     monitor = ServingMonitor(lambda: [], PERIOD_SECONDS)
     slow, quick = monitor.follow(), monitor.follow()
     last = (await asyncio.gather(anext(slow), anext(quick)))[0]
-    seen = 0
+    measured = 0
     for _ in range(5):
-        assert (await anext(quick)).skipped == 0
-        seen += 1
+        measured += 1 + (await anext(quick)).skipped  # a busy machine may make it slow, too
     late = await anext(slow)
-    assert late.skipped == seen - 1
+    assert late.skipped + 1 >= measured >= 5
     assert late.time > last.time
     await slow.aclose()
     await quick.aclose()
