@@ -86,10 +86,10 @@ def test_tiny_models_are_not_measured(monkeypatch):
 
 @pytest.mark.parametrize(
     ("fastest", "expected"),
-    [((8, "fused"), Execution(3, "fused")), ((12, "matmul"), Execution(2, "matmul"))],
+    [((32, "fused"), Execution(3, "fused")), ((48, "matmul"), Execution(2, "matmul"))],
 )
 def test_the_fastest_is_chosen(monkeypatch, fastest, expected):
-    """Sizes are divisors of 24 sequences with at least 256 tokens; only a clear gain counts."""
+    """Sizes are divisors of 96 sequences with at least 1024 tokens; only a clear gain counts."""
     seen = []
 
     def seconds(model, attend, size, dtype):
@@ -99,8 +99,8 @@ def test_the_fastest_is_chosen(monkeypatch, fastest, expected):
 
     monkeypatch.setattr(execution_module, "WORTHWHILE_FLOPS", 0)
     monkeypatch.setattr(execution_module, "_block_seconds", seconds)
-    assert choose_execution(make(), 24, torch.float32) == expected
-    assert sorted(set(seen)) == [8, 12, 24]
+    assert choose_execution(make(), 96, torch.float32) == expected
+    assert sorted(set(seen)) == [32, 48, 96]
 
 
 def test_measuring_changes_nothing(monkeypatch):

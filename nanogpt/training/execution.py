@@ -27,7 +27,7 @@ from nanogpt.training.step import autocast
 WORTHWHILE_FLOPS = 2e9
 """Smaller micro-batches take less time than measuring saves."""
 
-MIN_PIECE_TOKENS = 256
+MIN_PIECE_TOKENS = 1024
 BUDGET_SECONDS = 1.5
 WORTHWHILE_GAIN = 1.03
 
