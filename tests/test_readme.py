@@ -119,7 +119,8 @@ def test_its_commands_work(server: tuple[str, str]) -> None:
     metrics = httpx.get(f"http://{http_address}/metrics", trust_env=False).text
     for name in ("nanogpt_generation_tokens_total", "train_tokens_per_second", "train_mfu_ratio"):
         assert name in metrics
-    assert "python_reference" in httpx.get(f"http://{http_address}", trust_env=False).text
+    page = httpx.get(f"http://{http_address}/api/jobs", trust_env=False).text
+    assert "python_reference" in page
 
 
 def test_commands_in_sentences_work() -> None:

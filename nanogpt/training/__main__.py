@@ -186,4 +186,11 @@ def _write(stream: TextIO, text: str) -> None:
 
 if __name__ == "__main__":
     durable.crash_at(os.environ.get("NANOGPT_CRASH_AT"), "trainer")  # for campaigns
-    sys.exit(main())
+    if "RANK" not in os.environ:
+        sys.exit(main())
+    try:  # one of several processes does not end in the usual way: see distributed.join
+        code = main()
+    except Exception:
+        _write(sys.stderr, traceback.format_exc())
+        code = 1
+    os._exit(code)

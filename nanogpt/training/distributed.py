@@ -120,8 +120,9 @@ class Group(World):
 def join(place: Place, config: TrainConfig) -> Iterator[Group]:
     """The world of several processes, of which this is one; its address is in torch's variables.
 
-    Returns when all have come, and ends the process if they do not in START_SECONDS.
-    Raises InvalidConfig.
+    Returns when all have come, and ends the process if they do not in START_SECONDS. Leave the
+    process with `os._exit`: torch tears a process group down under the interpreter's lock, for
+    which a thread of gloo may be waiting, and then the process does not end. Raises InvalidConfig.
     """
     where = _pick_device_type(config)
     if where == "cuda":
@@ -133,10 +134,8 @@ def join(place: Place, config: TrainConfig) -> Iterator[Group]:
     world = Group(place)
     world.any(False)  # connects them
     faulthandler.cancel_dump_traceback_later()
-    try:
-        yield world
-    finally:
-        dist.destroy_process_group()
+    yield world
+    world.any(False)  # whoever leaves first takes the connections along
 
 
 def _pick_device_type(config: TrainConfig) -> str:
