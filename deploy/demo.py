@@ -4,7 +4,7 @@ Starts a server of its own on free ports, with its data in .demo/, types the com
 would, and stops the server again. Needs no input and no network. Exits with 1 if anything fails.
 
     make demo
-    NANOGPT_DEMO_MAX_ITERS=20 make demo    # fewer steps than 1000: sooner done, but babbles
+    NANOGPT_DEMO_MAX_ITERS=20 make demo    # fewer steps than 700: sooner done, but babbles
 """
 
 import math
@@ -35,7 +35,7 @@ POLL_SECONDS = 0.2
 # https://github.com/karpathy/nanoGPT#i-only-have-a-macbook
 TRAIN = (
     "train --dataset=python_reference --model=demo --n_layer=4 --n_head=4 --n_embd=128 "
-    "--block_size=64 --batch_size=12 --dropout=0 --max_iters={max_iters} --lr_decay_iters=1000 "
+    "--block_size=64 --batch_size=12 --dropout=0 --max_iters={max_iters} --lr_decay_iters=700 "
     "--eval_interval=250 --eval_iters=20 --log_interval={log_interval}"
 )
 TRAINING_METRICS = (
@@ -80,7 +80,7 @@ class Server:
 
 def main() -> None:
     began = time.monotonic()
-    train = training_command(os.environ.get(MAX_ITERS, "1000"))
+    train = training_command(os.environ.get(MAX_ITERS, "700"))
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     with running_server() as server:
