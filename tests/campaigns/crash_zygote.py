@@ -97,6 +97,9 @@ class ForkingLauncher:
         finally:
             os._exit(code)
 
+    async def end_abandoned(self, run: RunDirectory) -> None:
+        """Nothing to do: it has seen the end of its standard input."""
+
     def check(self, config: TrainConfig) -> None:
         """Every configuration can be run."""
 
