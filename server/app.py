@@ -192,6 +192,7 @@ class App:
                 metrics=self.metrics,
                 max_queued_jobs=settings.max_queued_jobs,
                 max_crashes=settings.max_crashes,
+                max_backoff_seconds=settings.max_backoff_seconds,
                 max_running_jobs=settings.max_running_jobs,
             )
         except ServiceError as error:

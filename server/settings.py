@@ -163,6 +163,12 @@ class Settings(BaseSettings):
     max_crashes: int = Field(
         default=3, ge=0, le=1000, description="Crashes of a job's trainer before the job fails."
     )
+    max_backoff_seconds: float = Field(
+        default=60,
+        ge=0,
+        le=3600,
+        description="Longest pause before a crashed trainer starts again; doubles from 1 second.",
+    )
     max_upload_bytes: int = Field(
         default=1 << 30,
         ge=1,

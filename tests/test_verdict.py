@@ -91,6 +91,7 @@ def test_every_end_of_an_attempt_is_put_into_words(exit_code: int | None) -> Non
 
 
 def test_the_pause_doubles_up_to_a_minute() -> None:
-    assert [backoff_seconds(crashes, 1.0) for crashes in (1, 2, 3)] == [1.0, 2.0, 4.0]
-    assert backoff_seconds(1000, 1.0) == 60.0
-    assert backoff_seconds(0, 1.0) == 1.0
+    assert [backoff_seconds(crashes, 1.0, 60.0) for crashes in (1, 2, 3)] == [1.0, 2.0, 4.0]
+    assert backoff_seconds(1000, 1.0, 60.0) == 60.0
+    assert backoff_seconds(0, 1.0, 60.0) == 1.0
+    assert backoff_seconds(1, 1.0, 0.0) == 0.0

@@ -103,6 +103,7 @@ class JobService:
         loaded_folders: Callable[[], set[Path]] = set,
         publish: Publish = publish_best,
         first_backoff_seconds: float = 1.0,
+        max_backoff_seconds: float = 60.0,
         abandoned_seconds: float = 300.0,
     ) -> Self:
         """Opens the job database of a data folder and sweeps what never became a job.
@@ -121,6 +122,7 @@ class JobService:
             publish=publish,
             max_crashes=max_crashes,
             first_backoff_seconds=first_backoff_seconds,
+            max_backoff_seconds=max_backoff_seconds,
             abandoned_seconds=abandoned_seconds,
         )
         supervisor = Supervisor(ledger, launcher, Telemetry(metrics), terms, max_running_jobs)

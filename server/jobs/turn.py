@@ -46,8 +46,12 @@ class Terms:
     publish: Publish
     max_crashes: int
     first_backoff_seconds: float = 1.0
+    max_backoff_seconds: float = 60.0
     abandoned_seconds: float = 300.0
     """How long the trainer of a dead server may take over its step and its checkpoint."""
+
+    def backoff_seconds(self, crashes: int) -> float:
+        return backoff_seconds(crashes, self.first_backoff_seconds, self.max_backoff_seconds)
 
 
 class Turn:
@@ -130,7 +134,7 @@ class Turn:
             state = await self._settle(verdict)
             if state is not JobState.RECOVERING:
                 return
-            await self.pause(backoff_seconds(crashes, terms.first_backoff_seconds))
+            await self.pause(terms.backoff_seconds(crashes))
             if self._draining:
                 return
 
@@ -203,7 +207,7 @@ class Turn:
         job, terms, problem = self._job, self._terms, ""
         for failures in range(terms.max_crashes + 1):
             if failures:
-                await self.pause(backoff_seconds(failures, terms.first_backoff_seconds))
+                await self.pause(terms.backoff_seconds(failures))
                 if self._stop_asked.is_set():
                     return Standing(JobState.QUEUED, JobReason.SERVER_RESTART)
             if (await self._ledger.job(job.id)).state is JobState.CANCELLING:

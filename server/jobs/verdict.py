@@ -108,9 +108,9 @@ def ending(exit_code: int | None, error_line: str | None) -> str:
     return f"crashed {_describe(exit_code)}{said}"
 
 
-def backoff_seconds(crashes: int, first_seconds: float, longest_seconds: float = 60.0) -> float:
+def backoff_seconds(crashes: int, first_seconds: float, max_seconds: float) -> float:
     """Pause before the next start: doubles with each crash in a row."""
-    return float(min(longest_seconds, first_seconds * 2.0 ** max(0, crashes - 1)))
+    return float(min(max_seconds, first_seconds * 2.0 ** max(0, crashes - 1)))
 
 
 def _describe(exit_code: int | None) -> str:
