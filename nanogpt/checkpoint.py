@@ -4,6 +4,7 @@
                 state.safetensors   what else a trainer needs to go on; absent in a model
                 meta.json           shape, tokenizer, losses, size and SHA-256 of each file, its own
     step_000250.pinned              empty; while it is there nobody prunes the checkpoint
+    step_000250.held                the same, as long as the process lives that put it there
 
 A checkpoint is written beside its place, flushed to the disk and then renamed, so a kill or a power
 cut at any moment leaves the previous ones whole. Nothing here is a pickle: reading runs no code.
@@ -267,29 +268,29 @@ def prune_checkpoints(
 ) -> None:
     """Deletes checkpoints up to `step`, but for the newest `keep` and those that are needed.
 
-    Needed are pinned ones, those of `keep_steps`, and the best on disk: even if a better one could
-    not be written. One that cannot be deleted stays, and is tried again next time. A newer one than
-    `step` can only be damaged, since the run went on from an older: it is replaced when the run
-    gets there.
+    Needed are pinned and held ones, those of `keep_steps`, and the best on disk: even if a better
+    one could not be written. One that cannot be deleted stays, and is tried again next time.
+    A newer one than `step` can only be damaged, since the run went on from an older: it is replaced
+    when the run gets there.
     """
     best = best_checkpoint(checkpoints_dir)
     past = [folder for folder in list_checkpoints(checkpoints_dir) if step_of(folder) <= step]
     for folder in past[:-keep]:
         if folder != best and step_of(folder) not in keep_steps:
-            _remove_unless_pinned(folder)
+            _remove_unless_kept(folder)
 
 
 def drop_newer(checkpoints_dir: Path, step: int) -> None:
-    """Deletes checkpoints after `step`, but for pinned ones: the run has gone back to it."""
+    """Deletes checkpoints after `step`, but for pinned and held ones: the run has gone back."""
     for folder in reversed(list_checkpoints(checkpoints_dir)):
         if step_of(folder) > step:
-            _remove_unless_pinned(folder)
+            _remove_unless_kept(folder)
 
 
-def _remove_unless_pinned(folder: Path) -> None:
-    if not is_pinned(folder):
+def _remove_unless_kept(folder: Path) -> None:
+    if not _is_kept(folder):
         with suppress(OSError):
-            _remove(folder, unless=is_pinned)
+            _remove(folder, unless=_is_kept)
 
 
 def pin_checkpoint(folder: Path) -> None:
@@ -300,7 +301,7 @@ def pin_checkpoint(folder: Path) -> None:
     durable.write_file(_pin_of(folder), b"")
     if not folder.exists():  # pruned before the pin could be seen
         unpin_checkpoint(folder)
-        raise FileNotFoundError(f"there is no checkpoint {folder.name}")
+        raise _gone(folder)
 
 
 def unpin_checkpoint(folder: Path) -> None:
@@ -313,6 +314,33 @@ def is_pinned(folder: Path) -> bool:
     return _pin_of(folder).exists()
 
 
+def hold_checkpoint(folder: Path) -> None:
+    """Keeps a checkpoint from being pruned while its weights are in use.
+
+    Raises FileNotFoundError if there is no such checkpoint.
+    """
+    _hold_of(folder).touch()  # no flush: it need not survive the process
+    if not folder.exists():  # pruned before the hold could be seen
+        release_checkpoint(folder)
+        raise _gone(folder)
+
+
+def release_checkpoint(folder: Path) -> None:
+    """Lets a checkpoint go that was held."""
+    _hold_of(folder).unlink(missing_ok=True)
+
+
+def release_checkpoints(checkpoints_dir: Path) -> None:
+    """Lets all go that a process held which has died."""
+    for hold in checkpoints_dir.glob("step_*.held"):
+        hold.unlink(missing_ok=True)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether somebody uses a checkpoint's weights."""
+    return _hold_of(folder).exists()
+
+
 def delete_checkpoint(folder: Path) -> None:
     """Deletes a checkpoint. Raises FileNotFoundError if there is none."""
     _remove(folder)
@@ -320,6 +348,18 @@ def delete_checkpoint(folder: Path) -> None:
 
 def _pin_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.pinned")
+
+
+def _hold_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.held")
+
+
+def _is_kept(folder: Path) -> bool:
+    return is_pinned(folder) or is_held(folder)
+
+
+def _gone(folder: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"there is no checkpoint {folder.name}")
 
 
 def sweep_unfinished(parent: Path) -> None:
@@ -408,4 +448,4 @@ def _record(path: Path) -> FileRecord:
 def _missing(folder: Path, name: str) -> Exception:
     if folder.exists():
         return CheckpointDamaged(f"{folder.name}/{name} is missing")
-    return FileNotFoundError(f"there is no checkpoint {folder.name}")
+    return _gone(folder)

@@ -107,7 +107,12 @@ async def test_every_reference_leads_to_its_weights(folder):
         publish_model(write_job_checkpoint(folder, "j1", step), folder / "models" / "trained")
     write_job_checkpoint(folder, "j1", 300)
     async with served(folder) as server:
-        for reference, step in [("trained", 200), ("trained@100", 100), ("job:j1", 300)]:
+        for reference, step in [
+            ("trained", 200),
+            ("trained@100", 100),
+            ("job:j1", 300),
+            ("job:j1@200", 200),
+        ]:
             await export(server, folder / "out", reference)
             assert torch.load(folder / "out" / "ckpt.pt", weights_only=True)["iter_num"] == step
             _, state = import_nanogpt(folder / "out" / "ckpt.pt")

@@ -484,8 +484,17 @@ async def test_a_job_is_sampled_while_it_trains(tmp_path):
         publish_model(folder, tmp_path / "models" / "trained")
         for model in ("", "trained", "trained@200"):
             assert (await generate(server, generate_request(model=model))).tokens() == new.tokens()
-        older = await generate(server, generate_request(model="trained@100"))
-        assert (older.started.model, older.started.weight_version) == ("trained", 100)
+        for model in ("trained@100", "job:j1@100"):
+            older = await generate(server, generate_request(model=model))
+            assert (older.started.model, older.started.weight_version) == ("trained", 100)
+        requests = [
+            pb.ScoreRequest(text="some text", model=model)
+            for model in ("trained@100", "job:j1@100", "job:j1")
+        ]
+        scored = [(await server.inference.Score(request)).weight_version for request in requests]
+        assert scored == [100, 100, 200]
+        missing = generate_request(model="job:j1@150")
+        assert "there are 100, 200" in (await refused(server.inference.Generate(missing))).details()
         await until(lambda: is_idle(server, "trained"))
 
 

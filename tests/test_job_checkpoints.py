@@ -10,8 +10,10 @@ from nanogpt import durable
 from nanogpt.checkpoint import (
     CheckpointMeta,
     FileRecord,
+    hold_checkpoint,
     list_checkpoints,
     prune_checkpoints,
+    release_checkpoint,
     step_folder,
     write_meta,
 )
@@ -116,9 +118,13 @@ def test_a_pin_that_comes_while_its_checkpoint_is_pruned_wins_or_is_refused(
 
 def test_what_is_kept_is_not_deleted(folder: Path) -> None:
     checkpoints = Checkpoints("j", folder, {step_folder(folder, 10)})
-    for step, why in [(10, "loaded"), (20, "has not ended"), (30, "has not ended")]:
+    for step, why in [(10, "in use"), (20, "has not ended"), (30, "has not ended")]:
         with pytest.raises(FailedPrecondition, match=why):
             checkpoints.delete(step, is_unfinished=True)
+    hold_checkpoint(step_folder(folder, 30))
+    with pytest.raises(FailedPrecondition, match="in use"):
+        checkpoints.delete(30, is_unfinished=False)
+    release_checkpoint(step_folder(folder, 30))
     checkpoints.pin(20, True)
     with pytest.raises(FailedPrecondition, match="pinned"):
         checkpoints.delete(20, is_unfinished=False)

@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import save_file
 from serving import CONFIG, TOKENIZER, damage, tiny_model, write_checkpoint, write_job_checkpoint
 
-from nanogpt.checkpoint import load_model, publish_model, read_meta
+from nanogpt.checkpoint import (
+    hold_checkpoint,
+    is_held,
+    list_checkpoints,
+    load_model,
+    prune_checkpoints,
+    publish_model,
+    read_meta,
+)
 from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
 from nanogpt.model import GPT
 from nanogpt.tokenizer import GPT2Tokenizer
@@ -31,7 +39,7 @@ def test_a_name_leads_to_a_model(catalog, tmp_path):
 
 def test_what_does_not_exist_is_not_found(catalog, tmp_path):
     write_checkpoint(tmp_path / "models" / "tiny")
-    for reference in ("other", "other@3", "job:other", "tiny@11"):
+    for reference in ("other", "other@3", "job:other", "job:other@3", "tiny@11"):
         with pytest.raises(NotFound):
             catalog.resolve(reference)
     with pytest.raises(InvalidArgument):
@@ -64,10 +72,47 @@ def test_a_job_leads_to_its_newest_checkpoint(catalog, tmp_path):
     assert (ref.reference, ref.name, ref.folder.name) == ("job:j1", "trained", "step_1000000")
 
 
+def test_a_job_and_a_step_lead_to_that_checkpoint(catalog, tmp_path):
+    for step in (100, 200, 300):
+        write_job_checkpoint(tmp_path, "j1", step)
+    ref = catalog.resolve("job:j1@200")
+    assert (ref.reference, ref.name) == ("job:j1@200", "trained")
+    assert ref.folder.name == "step_000200" and ref.is_final
+    with pytest.raises(NotFound, match="of step 150; there are 100, 200, 300"):
+        catalog.resolve("job:j1@150")
+
+
+def test_checkpoints_of_a_certain_step_are_kept_while_they_are_used(catalog, tmp_path):
+    for step in (100, 200, 300):
+        folder = write_job_checkpoint(tmp_path, "j1", step)
+    first, second, newest = map(catalog.resolve, ("job:j1@100", "job:j1@200", "job:j1"))
+
+    def prune():
+        prune_checkpoints(folder.parent, 300, keep=1)
+        return [path.name for path in list_checkpoints(folder.parent)]
+
+    with catalog.kept(first), catalog.kept(newest):
+        with catalog.kept(first), catalog.kept(second):
+            assert prune() == ["step_000100", "step_000200", "step_000300"]
+        assert prune() == ["step_000100", "step_000300"]  # the first is in use still
+        with pytest.raises(NotFound), catalog.kept(second):
+            pass
+        assert list(folder.parent.glob("*.held")) == [folder.parent / "step_000100.held"]
+    assert prune() == ["step_000300"]
+
+
+def test_what_a_server_held_that_died_is_free_at_the_next_start(catalog, tmp_path):
+    folder = write_job_checkpoint(tmp_path, "j1", 100)
+    hold_checkpoint(folder)
+    ModelCatalog(tmp_path)
+    assert not is_held(folder)
+
+
 def test_a_job_without_a_checkpoint(catalog, tmp_path):
     (tmp_path / "runs" / "j1").mkdir(parents=True)
-    with pytest.raises(NotFound, match="not written a checkpoint yet"):
-        catalog.resolve("job:j1")
+    for reference in ("job:j1", "job:j1@5"):
+        with pytest.raises(NotFound, match="no checkpoint yet"):
+            catalog.resolve(reference)
 
 
 def test_the_newest(catalog, tmp_path):

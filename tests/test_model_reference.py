@@ -17,6 +17,7 @@ from server.names import is_name
         ("gpt2@0", ModelReference(name="gpt2", step=0)),
         ("my_model-3@250", ModelReference(name="my_model-3", step=250)),
         ("job:0192a3b4", ModelReference(job_id="0192a3b4")),
+        ("job:0192a3b4@250", ModelReference(job_id="0192a3b4", step=250)),
     ],
 )
 def test_every_way_to_name_a_model(text, expected):
@@ -29,7 +30,8 @@ def test_every_way_to_name_a_model(text, expected):
     [
         *("..", "../x", "/etc/passwd", "a/b", "a\\b", "A", "a\n", "a\0", ".hidden", "é", "a" * 64),
         *("a@", "@1", "a@-1", "a@1.5", "a@1@2", "a@٣", "a@" + "9" * 19),
-        *("job:", "job:../x", "job:a@1", "jobs:a", ":a"),
+        *("job:", "job:../x", "jobs:a", ":a", "job:job:a"),
+        *("job:@1", "job:a@", "job:a@-1", "job:a@1@2", "job:../x@1", "a@job:1"),
     ],
 )
 def test_everything_else_is_refused_by_field(text):

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from serving import (
     CONFIG,
     LONG,
@@ -19,6 +20,7 @@ from serving import (
     write_job_checkpoint,
 )
 
+from nanogpt.checkpoint import is_held, prune_checkpoints
 from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Delta
 from nanogpt.tokenizer import GPT2Tokenizer
@@ -265,6 +267,31 @@ async def test_a_checkpoint_pruned_while_it_loads_gives_way_to_the_newer_one(tmp
         assert (await loading).meta.step == 200
         async with store.acquire("job:j1") as model:
             assert model.weight_version == 200
+
+
+async def test_a_certain_checkpoint_outlives_pruning_while_it_is_loaded(tmp_path):
+    for step in (100, 200):
+        folder = write_job_checkpoint(tmp_path, "j1", step)
+    async with model_store(tmp_path) as store:
+        await store.load("job:j1@100")
+        prune_checkpoints(folder.parent, 200, keep=1)
+        async with store.acquire("job:j1@100") as old, store.acquire("job:j1") as newest:
+            assert (old.weight_version, newest.weight_version) == (100, 200)
+            async with store.export("job:j1@100", "nanogpt") as paths:
+                assert torch.load(paths[0], weights_only=True)["iter_num"] == 100
+        await store.unload("job:j1@100")
+        prune_checkpoints(folder.parent, 200, keep=1)
+        with pytest.raises(NotFound, match="has no checkpoint of step 100; there are 200"):
+            await store.load("job:j1@100")
+
+
+async def test_a_load_that_fails_keeps_no_checkpoint(tmp_path):
+    folder = write_job_checkpoint(tmp_path, "j1", 100)
+    damage(folder)
+    async with model_store(tmp_path) as store:
+        with pytest.raises(DataLoss):
+            await store.load("job:j1@100")
+        assert not is_held(folder)
 
 
 async def test_loads_do_not_hold_up_what_else_needs_a_thread(tmp_path, builds):

@@ -62,7 +62,9 @@ JSON = Key("json", BOOL, False, "Print one JSON object a line.")
 CONFIG = Key("config", TEXT, None, "JSON file with any of these keys.")
 CALL_KEYS = (SERVER, JSON, CONFIG)
 
-MODEL = Key("model", TEXT, None, "NAME, NAME@STEP or job:ID; the newest if empty.", alias="out_dir")
+REFERENCE = "NAME, NAME@STEP, job:ID or job:ID@STEP"
+
+MODEL = Key("model", TEXT, None, f"{REFERENCE}; the newest if empty.", alias="out_dir")
 
 PREPARE = Command(
     "prepare",
@@ -228,7 +230,7 @@ BENCH = Command(
 
 JOB_ID = Argument("JOB", "id of the job")
 STEP = Argument("STEP", "of the checkpoint")
-MODEL_NAME = Argument("MODEL", "NAME, NAME@STEP or job:ID")
+MODEL_NAME = Argument("MODEL", REFERENCE)
 
 LOGS = Command(
     "logs",

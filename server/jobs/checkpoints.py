@@ -2,7 +2,7 @@
 
 The trainer prunes its own, in its own process, at any moment: so a pin is a file that it sees, and
 a listing that meets a vanishing checkpoint begins anew. What a running trainer needs to go on is
-never deleted here; what is loaded as a model stays as long as it is loaded.
+never deleted here, nor what is in use as a model.
 """
 
 import logging
@@ -15,6 +15,7 @@ from nanogpt.checkpoint import (
     CheckpointMeta,
     best_checkpoint,
     delete_checkpoint,
+    is_held,
     is_pinned,
     list_checkpoints,
     newest_valid,
@@ -84,8 +85,8 @@ class Checkpoints:
         folder = self._find(step)
         if is_pinned(folder):
             raise self._kept("checkpoint_pinned", step, "is pinned; unpin it first")
-        if folder in self._loaded:
-            raise self._kept("model_loaded", step, "is loaded as a model; unload that first")
+        if folder in self._loaded or is_held(folder):
+            raise self._kept("model_loaded", step, "is in use as a model; unload that first")
         if is_unfinished and step in self._needed():
             raise self._kept("checkpoint_needed", step, "is needed: the job has not ended")
         try:

@@ -8,7 +8,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from nanogpt.interop.nanogpt_checkpoint import import_nanogpt
 from nanogpt.tokenizer import Tokenizer, tokenizer_from_json
 from nanogpt.training.run_directory import RunDirectory
 from server.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
-from server.models.reference import ModelReference, parse_reference
+from server.models.holds import Holds
+from server.models.reference import JOB, ModelReference, parse_reference
 from server.names import is_name
 
 logger = logging.getLogger(__name__)
@@ -47,15 +49,15 @@ class ModelRef:
     """Where a reference leads at this moment."""
 
     reference: str
-    """Canonical: `NAME`, `NAME@STEP` or `job:ID`; never empty."""
+    """Canonical: `NAME`, `NAME@STEP`, `job:ID` or `job:ID@STEP`; never empty."""
     name: str
     """The model's name; of a job, the name that its model will have."""
     folder: Path
 
     @property
     def is_final(self) -> bool:
-        """Whether the reference leads to the same weights for ever; that of a job moves on."""
-        return not self.reference.startswith("job:")
+        """Whether the reference leads to the same weights for ever; `job:ID` moves on."""
+        return not self.reference.startswith(JOB) or "@" in self.reference
 
     def is_as_new_as(self, other: "ModelRef") -> bool:
         """Whether these weights are not older than those of another look at the reference."""
@@ -71,13 +73,14 @@ class ModelCatalog:
         self._imports = data_dir / "imports"
         self._models.mkdir(parents=True, exist_ok=True)
         sweep_unfinished(self._models)
+        self._holds = Holds(self._runs)
 
     def resolve(self, reference: str, field: str = "model") -> ModelRef:
         """Where `reference`, the request's `field`, leads. Raises InvalidArgument, NotFound,
         DataLoss."""
         wanted = parse_reference(reference, field)
         if wanted.job_id is not None:
-            return self._newest_of_job(wanted.job_id)
+            return self._checkpoint_of_job(wanted.job_id, wanted.step)
         if wanted.name is None:
             return self._newest()
         folder = self._folder(wanted.name)
@@ -98,6 +101,24 @@ class ModelCatalog:
             raise NotFound("model", ref.reference) from None
         except CheckpointDamaged as error:
             raise damaged(ref, error) from None
+
+    @contextmanager
+    def kept(self, ref: ModelRef) -> Iterator[None]:
+        """Keeps the files of one checkpoint of a run meanwhile, also from its trainer.
+
+        The newest of a job gives way to newer ones. Raises NotFound if it is gone.
+        """
+        if not (ref.is_final and ref.folder.is_relative_to(self._runs)):
+            yield
+            return
+        try:
+            self._holds.take(ref.folder)
+        except FileNotFoundError:
+            raise NotFound("checkpoint", ref.reference) from None
+        try:
+            yield
+        finally:
+            self._holds.give_back(ref.folder)
 
     def list(self) -> list[tuple[ModelRef, CheckpointMeta]]:
         """Every model, newest first. Damaged ones are left out and logged."""
@@ -170,29 +191,26 @@ class ModelCatalog:
         known = list_checkpoints(checkpoints) if is_name(meta.job_id) else []
         folder = step_folder(checkpoints, wanted.step)
         if folder not in known:
-            steps = sorted({meta.step, *map(step_of, known)})
-            raise NotFound(
-                "checkpoint",
-                str(wanted),
-                f"model {wanted.name!r} has no checkpoint of step {wanted.step}; "
-                f"there are {', '.join(map(str, steps))}",
-            )
+            raise _no_step(wanted, {meta.step, *map(step_of, known)})
         return folder
 
-    def _newest_of_job(self, job_id: str) -> ModelRef:
+    def _checkpoint_of_job(self, job_id: str, step: int | None = None) -> ModelRef:
+        """That of a step, or the newest."""
+        wanted = ModelReference(job_id=job_id, step=step)
         run = RunDirectory(self._runs / job_id)
         if not run.path.is_dir():
             raise NotFound("job", job_id)
         checkpoints = list_checkpoints(run.checkpoints_path)
         if not checkpoints:
-            raise NotFound(
-                "checkpoint", f"job:{job_id}", f"job {job_id!r} has not written a checkpoint yet"
-            )
+            raise NotFound("checkpoint", str(wanted), f"job {job_id!r} has no checkpoint yet")
+        folder = checkpoints[-1] if step is None else step_folder(run.checkpoints_path, step)
+        if folder not in checkpoints:
+            raise _no_step(wanted, set(map(step_of, checkpoints)))
         try:
             name = run.read_spec().model
         except InvalidConfig:
             raise DataLoss("job", job_id, f"spec.json of job {job_id!r} is damaged") from None
-        return ModelRef(f"job:{job_id}", name, checkpoints[-1])
+        return ModelRef(str(wanted), name, folder)
 
     def _newest(self) -> ModelRef:
         for ref, _ in self.list():
@@ -200,8 +218,18 @@ class ModelCatalog:
         if self._runs.is_dir():
             for job_id in sorted(filter(is_name, os.listdir(self._runs)), reverse=True):
                 if list_checkpoints(RunDirectory(self._runs / job_id).checkpoints_path):
-                    return self._newest_of_job(job_id)
+                    return self._checkpoint_of_job(job_id)
         raise NotFound("model", "", "there is no model yet: train one, or import one")
+
+
+def _no_step(wanted: ModelReference, steps: set[int]) -> NotFound:
+    owner = f"model {wanted.name!r}" if wanted.job_id is None else f"job {wanted.job_id!r}"
+    there_are = ", ".join(map(str, sorted(steps)))
+    return NotFound(
+        "checkpoint",
+        str(wanted),
+        f"{owner} has no checkpoint of step {wanted.step}; there are {there_are}",
+    )
 
 
 def damaged(ref: ModelRef, error: CheckpointDamaged) -> DataLoss:

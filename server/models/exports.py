@@ -74,7 +74,9 @@ class ModelExports:
         if shutil.disk_usage(folder).free < needed_bytes:
             raise ResourceExhausted("the server's disk is full", limit="disk")
         try:
-            EXPORTERS[format](folder, ref.name, meta, load_model_state(ref.folder))
+            with self._catalog.kept(ref):
+                state = load_model_state(ref.folder)
+            EXPORTERS[format](folder, ref.name, meta, state)
         except FileNotFoundError:  # deleted meanwhile, or pruned in favour of a newer checkpoint
             raise NotFound("model", ref.reference) from None
         except CheckpointDamaged as error:

@@ -6,7 +6,7 @@ It does not know why a model is loaded, or which others are.
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +45,8 @@ class LoadedModel:
     num_slots: int
     engine: EngineThread
     memory_bytes: int
+    files: ExitStack
+    """Keeps what it was read from, until it is closed."""
     last_used_at: float
     num_holders: int = 0
     unheld: asyncio.Event = field(default_factory=asyncio.Event)

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -282,6 +282,18 @@ class ModelMemory:
         self._forget_if_empty(slot)
 
     async def _load(self, slot: _Slot, ref: ModelRef, precision: Precision) -> None:
+        """Puts a model into its slot, whose files are kept as long as it is in memory."""
+        files = ExitStack()
+        try:
+            await asyncio.to_thread(files.enter_context, self._catalog.kept(ref))
+            await self._load_kept(slot, ref, precision, files)
+        except BaseException:
+            await asyncio.to_thread(files.close)
+            raise
+
+    async def _load_kept(
+        self, slot: _Slot, ref: ModelRef, precision: Precision, files: ExitStack
+    ) -> None:
         """Puts a model into its slot, in place of an older or a dead one."""
         start = time.monotonic()
         meta = await asyncio.to_thread(self._catalog.read, ref)
@@ -327,6 +339,7 @@ class ModelMemory:
             num_slots=self._num_slots,
             engine=thread,
             memory_bytes=memory_bytes,
+            files=files,
             last_used_at=time.monotonic(),
         )
         self._in_memory.append(slot.model)
@@ -396,6 +409,7 @@ class ModelMemory:
     async def _free(self, model: LoadedModel) -> None:
         await model.unheld.wait()
         await model.engine.stop(None)
+        await asyncio.to_thread(model.files.close)
         self._in_memory.remove(model)
         self._used_bytes -= model.memory_bytes
         versions = {other.weight_version for other in self._in_memory if other.name == model.name}

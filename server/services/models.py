@@ -15,6 +15,7 @@ from protos.nanogpt.v1 import models_pb2 as pb
 from protos.nanogpt.v1 import models_pb2_grpc as pb_grpc
 from server.errors import InvalidArgument
 from server.models.memory import ModelState
+from server.models.reference import FORMS
 from server.models.runners import PRECISIONS, Precision
 from server.models.store import ModelInfo, ModelStore
 from server.names import name_violations
@@ -150,4 +151,4 @@ def _precision_from_pb(name: str) -> Precision | None:
 
 def _require_name(name: str) -> None:
     if not name:
-        raise InvalidArgument([Violation("name", "must be set: NAME, NAME@STEP or job:ID")])
+        raise InvalidArgument([Violation("name", f"must be set: {FORMS}")])

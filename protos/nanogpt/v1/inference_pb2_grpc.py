@@ -29,11 +29,11 @@ class InferenceServiceStub:
     """InferenceService samples text from models and measures how fast it does so.
 
     A model is named `NAME` (as `ModelService.ListModels` returns it),
-    `NAME@STEP` (one checkpoint of the job that trained it) or `job:ID` (the
-    newest checkpoint of a job, which may still be running). An empty name means
-    the newest model or, when there is none yet, the newest checkpoint of the
-    newest job. A model that is not in memory is loaded by the first call that
-    names it.
+    `NAME@STEP` (one checkpoint of the job that trained it), `job:ID` (the newest
+    checkpoint of a job, in whatever state it is) or `job:ID@STEP` (a certain one,
+    which is kept as long as it is in memory). An empty name means the newest
+    model or, when there is none yet, the newest checkpoint of the newest job. A
+    model that is not in memory is loaded by the first call that names it.
     """
 
     def __init__(self, channel):
@@ -73,11 +73,11 @@ class InferenceServiceServicer:
     """InferenceService samples text from models and measures how fast it does so.
 
     A model is named `NAME` (as `ModelService.ListModels` returns it),
-    `NAME@STEP` (one checkpoint of the job that trained it) or `job:ID` (the
-    newest checkpoint of a job, which may still be running). An empty name means
-    the newest model or, when there is none yet, the newest checkpoint of the
-    newest job. A model that is not in memory is loaded by the first call that
-    names it.
+    `NAME@STEP` (one checkpoint of the job that trained it), `job:ID` (the newest
+    checkpoint of a job, in whatever state it is) or `job:ID@STEP` (a certain one,
+    which is kept as long as it is in memory). An empty name means the newest
+    model or, when there is none yet, the newest checkpoint of the newest job. A
+    model that is not in memory is loaded by the first call that names it.
     """
 
     def Generate(self, request, context):
@@ -181,11 +181,11 @@ class InferenceService:
     """InferenceService samples text from models and measures how fast it does so.
 
     A model is named `NAME` (as `ModelService.ListModels` returns it),
-    `NAME@STEP` (one checkpoint of the job that trained it) or `job:ID` (the
-    newest checkpoint of a job, which may still be running). An empty name means
-    the newest model or, when there is none yet, the newest checkpoint of the
-    newest job. A model that is not in memory is loaded by the first call that
-    names it.
+    `NAME@STEP` (one checkpoint of the job that trained it), `job:ID` (the newest
+    checkpoint of a job, in whatever state it is) or `job:ID@STEP` (a certain one,
+    which is kept as long as it is in memory). An empty name means the newest
+    model or, when there is none yet, the newest checkpoint of the newest job. A
+    model that is not in memory is loaded by the first call that names it.
     """
 
     @staticmethod

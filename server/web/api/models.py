@@ -6,7 +6,7 @@
     GET    /api/models/REFERENCE/export?format=   hugging_face, nanogpt or gguf, as a tar archive
     DELETE /api/models/NAME
 
-A reference is NAME, NAME@STEP or job:ID.
+A reference is NAME, NAME@STEP, job:ID or job:ID@STEP.
 """
 
 import asyncio

@@ -21,17 +21,11 @@ export function checkpoints(job) {
     if (found.length === 0) return fill(body, h("p", { class: "empty" }, "None yet."));
     return fill(body, h("table", { class: "plain" },
       h("thead", {}, h("tr", {}, ["Step", "Val. loss", "Size", ""].map((text) => h("th", { scope: "col" }, text)))),
-      h("tbody", {}, found.map((checkpoint, index) => row(checkpoint, index === 0)))));
+      h("tbody", {}, found.map(row))));
   }
 
-  // A run that has not ended well has no model yet; only its newest checkpoint has a name.
-  function referenceOf(checkpoint, isNewest) {
-    if (job.state === "SUCCEEDED") return `${job.model}@${checkpoint.step}`;
-    return isNewest ? `job:${job.id}` : null;
-  }
-
-  function row(checkpoint, isNewest) {
-    const reference = referenceOf(checkpoint, isNewest);
+  function row(checkpoint) {
+    const reference = `job:${job.id}@${checkpoint.step}`;
     const path = `/api/models/${encodeURIComponent(reference)}`;
     return h("tr", {},
       h("th", { scope: "row" }, format.whole(checkpoint.step), checkpoint.is_best ? h("span", { class: "tag" }, "best") : null,
@@ -39,11 +33,10 @@ export function checkpoints(job) {
         checkpoint.is_loaded ? h("span", { class: "tag" }, "loaded") : null),
       h("td", {}, format.loss(checkpoint.val_loss)),
       h("td", { title: format.clock(checkpoint.create_time) }, format.bytes(checkpoint.size_bytes)),
-      h("td", { class: "actions" }, reference === null ? null : [
-        h("a", { href: `/playground?model=${encodeURIComponent(reference)}` }, "Try"),
+      h("td", { class: "actions" }, 
+        h("a", { href: `/playground?model=${encodeURIComponent(reference)}`, title: "Try it in the playground" }, "Try"),
         action("Serve", async () => { await post(`${path}/load`); await refresh(); }, { kind: "link", title: "Loads it and keeps it in memory" }),
         exports(path),
-      ],
       action(checkpoint.is_pinned ? "Unpin" : "Pin", async () => {
         await post(`${own(checkpoint)}/pin`, { pinned: !checkpoint.is_pinned });
         await refresh();
