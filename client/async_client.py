@@ -21,6 +21,7 @@ from client.generation import AsyncGeneration
 from client.methods import Call, Method, Request, Response
 from client.requests import GenerateOptions, generate_request
 from client.resume import Cursor, LogCursor, MetricsCursor, ServingCursor
+from client.silence import attend_async
 from client.status import translated
 from client.streams import AsyncCall, read_async
 from protos.nanogpt.v1.training_pb2 import Job, StreamLogsResponse, StreamMetricsResponse
@@ -190,7 +191,7 @@ class AsyncClient:
         """What is news, over as many connections as it takes."""
         while True:
             try:
-                async for response in read_async(self._start(method, cursor.request())):
+                async for response in attend_async(self._start(method, cursor.request())):
                     if cursor.accept(response):
                         yield response
                 return

@@ -21,6 +21,7 @@ from client.generation import Generation
 from client.methods import Call, Method, Request, Response
 from client.requests import GenerateOptions, Text, Upload, dataset_spec, generate_request
 from client.resume import Cursor, LogCursor, MetricsCursor, ServingCursor
+from client.silence import attend
 from client.status import translated
 from client.streams import SyncCall, read
 from protos.nanogpt.v1.datasets_pb2 import Dataset
@@ -216,7 +217,7 @@ class Client:
         """What is news, over as many connections as it takes."""
         while True:
             try:
-                for response in read(self._start(method, cursor.request())):
+                for response in attend(self._start(method, cursor.request())):
                     if cursor.accept(response):
                         yield response
                 return

@@ -1,6 +1,6 @@
 """Reads streams of responses, sync and async: errors translated, the call cancelled on leaving."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from typing import Protocol, TypeVar
 
 from client.status import translated
@@ -22,7 +22,7 @@ class AsyncCall(Protocol[Response_co]):
     def cancel(self) -> object: ...
 
 
-def read(call: SyncCall[Response_co]) -> Iterator[Response_co]:
+def read(call: SyncCall[Response_co]) -> Generator[Response_co, None, None]:
     """The call's responses. Raises NanoGPTError."""
     try:
         with translated():
@@ -31,7 +31,7 @@ def read(call: SyncCall[Response_co]) -> Iterator[Response_co]:
         call.cancel()
 
 
-async def read_async(call: AsyncCall[Response_co]) -> AsyncIterator[Response_co]:
+async def read_async(call: AsyncCall[Response_co]) -> AsyncGenerator[Response_co, None]:
     """The call's responses. Raises NanoGPTError."""
     try:
         with translated():

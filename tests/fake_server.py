@@ -120,6 +120,7 @@ class FakeServer(
         self.failures: dict[str, deque[grpc.Status]] = defaultdict(deque)
         """Statuses of the next calls, by RPC name."""
         self.breaks: deque[Break] = deque()
+        self.is_silent = False
         """How the next streams of events end early."""
         self.end = training.StateChange(state=training.Job.STATE_SUCCEEDED)
         """The state change that ends the job."""
@@ -279,6 +280,9 @@ class FakeServer(
         self._receive(request, context)
         if request.HasField("server"):
             yield from self._serving_figures()
+            return
+        if self.is_silent:
+            self._hold(context)
             return
         running = training.StateChange(state=training.Job.STATE_RUNNING)
         yield training.StreamMetricsResponse(state_change=running)

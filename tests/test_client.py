@@ -406,6 +406,32 @@ async def test_async_watch_survives_a_restart_of_the_server():
     assert seen(events) == WHOLE
 
 
+def test_watch_asks_again_after_a_silence(server, use, monkeypatch):
+    monkeypatch.setattr("client.silence.SILENCE_SECONDS", 0.2)
+    server.breaks.append(Break(3))  # then nothing, on a connection that is there
+    assert seen(use.all(server.address, lambda c: c.watch("j1"))) == WHOLE
+    starts = [r.start_sequence for r in server.asked(training_pb2.StreamMetricsRequest)]
+    assert starts == [1, 4]
+
+
+def test_a_first_silence_is_an_error_that_says_so(server, use, monkeypatch):
+    monkeypatch.setattr("client.silence.SILENCE_SECONDS", 0.2)
+    server.is_silent = True
+    with pytest.raises(Unavailable, match="gave no sign of life"):
+        use.all(server.address, lambda c: c.watch("j1"))
+
+
+def test_a_slow_reader_is_no_silence(server, monkeypatch):
+    monkeypatch.setattr("client.silence.SILENCE_SECONDS", 0.5)
+    with Client(server.address) as client:
+        stream = client.watch("j1")
+        events = [next(stream)]
+        time.sleep(0.8)  # what is tested
+        events += stream
+    assert len(server.asked(training_pb2.StreamMetricsRequest)) == 1
+    assert seen(events) == WHOLE
+
+
 def test_watch_raises_what_is_no_lost_connection(server, use):
     server.breaks.append(Break(3, rich_status(grpc.StatusCode.DATA_LOSS, "damaged")))
     with pytest.raises(Exception, match="damaged"):
