@@ -98,10 +98,12 @@ async def test_a_dataset_is_uploaded_listed_and_deleted(client):
 
 
 async def test_all_that_is_wrong_with_an_upload_is_said_at_once(client):
-    response = await upload(client, "No Name", tokenizer="words", val_ratio="most", nope="1")
+    response = await upload(
+        client, "No Name", tokenizer="words", val_ratio="most", max_documents="0", nope="1"
+    )
     assert response.status_code == 400
     fields = {violation["field"] for violation in response.json()["violations"]}
-    assert fields == {"name", "tokenizer", "val_ratio", "nope"}
+    assert fields == {"name", "tokenizer", "val_ratio", "max_documents", "nope"}
     assert (await upload(client)).status_code == 201
     again = await upload(client)
     assert (again.status_code, again.json()["reason"]) == (409, "DATASET_ALREADY_EXISTS")
@@ -281,7 +283,7 @@ async def test_text_is_generated_token_by_token(client):
         client,
         model="tiny",
         prompt="A",
-        sampling={"temperature": 0.7, "seed": 1},
+        sampling={"temperature": 0.7, "seed": 1, "logit_bias": {"2": -1}},
         stopping={"max_new_tokens": 6},
         top_logprobs=2,
     )
@@ -301,15 +303,18 @@ async def test_all_that_is_wrong_with_a_generation_is_said_at_once(client):
         json={
             "model": "tiny",
             "prompt": "9",
-            "sampling": {"temperature": 3, "tmp": 1},
-            "stopping": {"max_new_tokens": 0},
+            "sampling": {"temperature": 3, "tmp": 1, "top_k": "all", "logit_bias": {"a": 1}},
+            "stopping": {"max_new_tokens": 0, "stop_strings": "x", "stop_token_ids": [True]},
             "logprobs": "yes",
             "x": 1,
         },
     )
     assert response.status_code == 400
-    fields = {violation["field"] for violation in response.json()["violations"]}
-    assert fields == {"prompt", "sampling.tmp", "stopping.max_new_tokens", "logprobs", "x"}
+    assert {violation["field"] for violation in response.json()["violations"]} == {
+        *("prompt", "sampling.tmp", "sampling.temperature", "sampling.top_k"),
+        *("sampling.logit_bias", "stopping.max_new_tokens", "stopping.stop_strings"),
+        *("stopping.stop_token_ids", "logprobs", "x"),
+    }
     response = await client.post("/api/generate", json={"model": "nope"})
     assert (response.status_code, response.json()["reason"]) == (404, "MODEL_NOT_FOUND")
     response = await client.post(

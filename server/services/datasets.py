@@ -10,19 +10,18 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from nanogpt.config import Violation, unknown_key
+from nanogpt.config import Violation
 from nanogpt.datasets.shipped import SHIPPED, ShippedDataset
 from protos.nanogpt.v1 import datasets_pb2 as pb
 from protos.nanogpt.v1 import datasets_pb2_grpc as pb_grpc
+from server.dataset_request import DatasetRequest, new_dataset
 from server.dataset_store import TEXT, DatasetInfo, DatasetInProgress, DatasetStore, NewDataset
 from server.errors import InvalidArgument
-from server.names import name_violations
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 TOKENIZERS = {pb.TOKENIZER_CHAR: "char", pb.TOKENIZER_GPT2: "gpt2"}
 TOKENIZER_NUMBERS = {name: number for number, name in TOKENIZERS.items()}
-ENCODINGS = ("utf-8", "cp1252")
 FORMATS = {
     pb.DatasetSpec.FORMAT_TEXT: TEXT,
     pb.DatasetSpec.FORMAT_TAR: "tar",
@@ -35,9 +34,6 @@ PHASES = {
     "tokenizing": pb.DatasetInProgress.PHASE_TOKENIZING,
     "checking": pb.DatasetInProgress.PHASE_CHECKING,
 }
-DEFAULT_VAL_RATIO = 0.1
-DEFAULT_TEXT_FIELD = "text"
-MAX_TEXT_FIELD_CHARACTERS = 256
 
 
 class DatasetService(pb_grpc.DatasetServiceServicer):
@@ -85,62 +81,23 @@ async def _texts(requests: AsyncIterator[pb.CreateDatasetRequest]) -> AsyncItera
 
 
 def _new_dataset(spec: pb.DatasetSpec) -> NewDataset:
-    """What the spec asks for, with defaults filled in. Raises InvalidArgument naming all faults."""
-    found = name_violations("spec.name", spec.name) if spec.name or not spec.shipped else []
-    shipped = SHIPPED.get(spec.shipped)
-    if spec.shipped and shipped is None:
-        description = unknown_key(spec.shipped, SHIPPED).description
-        found.append(Violation("spec.shipped", description.replace("key", "dataset")))
+    """What the spec asks for. Raises InvalidArgument naming all faults."""
+    found = []
     if spec.tokenizer not in (pb.TOKENIZER_UNSPECIFIED, *TOKENIZERS):
         found.append(Violation("spec.tokenizer", f"has no value {spec.tokenizer}"))
-    if spec.HasField("val_ratio") and not 0 < spec.val_ratio <= 0.5:
-        found.append(Violation("spec.val_ratio", f"must be in (0, 0.5], got {spec.val_ratio:g}"))
-    if spec.encoding not in ("", *ENCODINGS):
-        allowed = " or ".join(ENCODINGS)
-        found.append(Violation("spec.encoding", f"must be {allowed}, got {spec.encoding!r}"))
     if spec.format not in (pb.DatasetSpec.FORMAT_UNSPECIFIED, *FORMATS):
         found.append(Violation("spec.format", f"has no value {spec.format}"))
-    if len(spec.text_field) > MAX_TEXT_FIELD_CHARACTERS:
-        found.append(
-            Violation(
-                "spec.text_field",
-                f"may have {MAX_TEXT_FIELD_CHARACTERS} characters, got {len(spec.text_field)}",
-            )
-        )
-    if spec.HasField("max_documents") and spec.max_documents < 1:
-        found.append(
-            Violation("spec.max_documents", f"must be at least 1, got {spec.max_documents}")
-        )
-    if shipped is not None and not found:
-        found += _fixed_by(shipped, spec)
-    if found:
-        raise InvalidArgument(found)
-    if shipped is not None:
-        name = spec.name or shipped.name
-        return NewDataset(name, shipped.tokenizer, shipped.val_ratio, "utf-8", shipped)
-    return NewDataset(
+    wanted = DatasetRequest(
         name=spec.name,
-        tokenizer=TOKENIZERS.get(spec.tokenizer, "char"),
-        val_ratio=spec.val_ratio if spec.HasField("val_ratio") else DEFAULT_VAL_RATIO,
-        encoding=spec.encoding or None,
-        format=FORMATS.get(spec.format, TEXT),
-        text_field=spec.text_field or DEFAULT_TEXT_FIELD,
+        shipped=spec.shipped,
+        tokenizer=TOKENIZERS.get(spec.tokenizer, ""),
+        val_ratio=spec.val_ratio if spec.HasField("val_ratio") else None,
+        encoding=spec.encoding,
+        format=FORMATS.get(spec.format, ""),
+        text_field=spec.text_field,
         max_documents=spec.max_documents if spec.HasField("max_documents") else None,
     )
-
-
-def _fixed_by(shipped: ShippedDataset, spec: pb.DatasetSpec) -> list[Violation]:
-    """Fields that ask for something else than the shipped dataset is."""
-    found = []
-    if TOKENIZERS.get(spec.tokenizer, shipped.tokenizer) != shipped.tokenizer:
-        found.append(Violation("spec.tokenizer", f"is {shipped.tokenizer} for {shipped.name!r}"))
-    if spec.HasField("val_ratio") and spec.val_ratio != shipped.val_ratio:
-        found.append(Violation("spec.val_ratio", f"is {shipped.val_ratio:g} for {shipped.name!r}"))
-    if spec.encoding not in ("", "utf-8"):
-        found.append(Violation("spec.encoding", f"is utf-8 for {shipped.name!r}"))
-    if FORMATS.get(spec.format, TEXT) != TEXT:
-        found.append(Violation("spec.format", f"is FORMAT_TEXT for {shipped.name!r}"))
-    return found
+    return new_dataset(wanted, prefix="spec.", found=found)
 
 
 def _dataset(info: DatasetInfo) -> pb.Dataset:

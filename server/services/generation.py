@@ -1,24 +1,21 @@
 """Messages of Generate <-> requests and events of the engine.
 
-Defaults are filled in here, and every fault of a message is found at once.
+What they ask for is completed and checked in generation_request.py.
 """
 
-import secrets
-from typing import Any, TypeVar
+from typing import Any
 
-from nanogpt.config import InvalidConfig, ModelConfig, SamplingParams, StoppingParams, Violation
+from nanogpt.config import ModelConfig, SamplingParams, StoppingParams, Violation
 from nanogpt.inference.events import Delta, Finished, FinishReason
 from nanogpt.inference.logprobs import TokenLogprob
-from nanogpt.inference.request import Request, number_violations, validate_request
-from nanogpt.tokenizer import Tokenizer, UnknownCharacters
+from nanogpt.inference.request import Request, number_violations
+from nanogpt.tokenizer import Tokenizer
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.errors import InvalidArgument
 from server.models.loaded import LoadedModel
 from server.services.numbers import decimal
+from server.serving.generation_request import new_request, sampling_from, stopping_from
 from server.serving.request_stream import RequestStream, Timings
-
-SEED_BITS = 32
-"""Of a seed that the server draws: enough to differ, few enough digits to type again."""
 
 MAX_ECHO_BYTES = 4_000_000
 """A little less than the largest message that the server sends."""
@@ -37,8 +34,6 @@ FINISH_REASONS: dict[FinishReason, pb.FinishReason] = {
     "stop": pb.FINISH_REASON_STOP,
 }
 
-P = TypeVar("P", SamplingParams, StoppingParams)
-
 
 def request_from_pb(
     message: pb.GenerateRequest, config: ModelConfig, tokenizer: Tokenizer
@@ -48,19 +43,17 @@ def request_from_pb(
 
     Raises InvalidArgument naming every field that is wrong.
     """
-    prompt_ids, found = _prompt_from_pb(message, tokenizer)
-    sampling, wrong = _sampling_from_pb(message.sampling)
-    found += wrong
-    stopping, wrong = _stopping_from_pb(message.stopping)
-    found += wrong
-    numbers = _numbers(message)
+    context_overflow = _context_overflow_violations(message.stopping)
     response = message.response
-    request = Request(
-        id=secrets.token_hex(8),  # the call's own id may be its caller's, and not unique
-        prompt_ids=prompt_ids,
-        sampling=sampling,
-        stopping=stopping,
-        num_samples=numbers["num_samples"],
+    by_id = message.WhichOneof("input") == "prompt_token_ids"
+    request = new_request(
+        list(message.prompt_token_ids.ids) if by_id else message.prompt,
+        _sampling_from_pb(message.sampling),
+        _stopping_from_pb(message.stopping),
+        config,
+        tokenizer,
+        found=context_overflow,
+        num_samples=_numbers(message)["num_samples"],
         logprobs=response.logprobs,
         top_logprobs=response.top_logprobs,
         prompt_logprobs=response.prompt_logprobs if response.HasField("prompt_logprobs") else None,
@@ -68,12 +61,6 @@ def request_from_pb(
         use_prefix_cache=not message.HasField("use_prefix_cache") or message.use_prefix_cache,
         max_draft_tokens=message.max_draft_tokens,
     )
-    try:
-        validate_request(request, config, tokenizer)
-    except InvalidConfig as error:
-        found += error.violations
-    if found:
-        raise InvalidArgument(found)
     return request, _echo(request, tokenizer) if response.echo else None
 
 
@@ -85,9 +72,10 @@ def prompt_tokens_at_most(message: pb.GenerateRequest) -> int:
 
 def violations_of_any_model(message: pb.GenerateRequest) -> list[Violation]:
     """What is wrong with a request whatever the model."""
-    _, sampling = _sampling_from_pb(message.sampling)
-    _, stopping = _stopping_from_pb(message.stopping)
-    return sampling + stopping + number_violations(_numbers(message))
+    _, sampling = sampling_from(_sampling_from_pb(message.sampling))
+    _, stopping = stopping_from(_stopping_from_pb(message.stopping))
+    context_overflow = _context_overflow_violations(message.stopping)
+    return sampling + context_overflow + stopping + number_violations(_numbers(message))
 
 
 def started_to_pb(
@@ -143,21 +131,6 @@ def finished_to_pb(finished: Finished, whole: RequestStream | None) -> pb.Genera
     return pb.GenerateResponse(finished=message)
 
 
-def _prompt_from_pb(
-    message: pb.GenerateRequest, tokenizer: Tokenizer
-) -> tuple[list[int], list[Violation]]:
-    """Token ids of the prompt; any valid ones if it is wrong, so that the rest can be checked."""
-    if message.WhichOneof("input") == "prompt_token_ids":
-        return list(message.prompt_token_ids.ids), []
-    if not message.prompt and tokenizer.end_of_text_id is not None:
-        return [tokenizer.end_of_text_id], []
-    try:
-        return tokenizer.encode(message.prompt or "\n"), []
-    except UnknownCharacters as error:
-        problem = f"has {error}" if message.prompt else "must be set: there is no newline to begin"
-        return [0], [Violation("prompt", problem)]
-
-
 def _numbers(message: pb.GenerateRequest) -> dict[str, int]:
     """Numbers of a request whose range no model changes, by path."""
     return {
@@ -179,18 +152,19 @@ def _echo(request: Request, tokenizer: Tokenizer) -> str:
     return text
 
 
-def _sampling_from_pb(message: pb.SamplingParams) -> tuple[SamplingParams, list[Violation]]:
+def _sampling_from_pb(message: pb.SamplingParams) -> dict[str, Any]:
+    """What the caller has set."""
     values: dict[str, Any] = {
         field.name: value if isinstance(value, int) else decimal(value)
         for field, value in message.ListFields()
         if field.name != "logit_bias"
     }
     values["logit_bias"] = {id: decimal(bias) for id, bias in message.logit_bias.items()}
-    values.setdefault("seed", secrets.randbits(SEED_BITS))
-    return _checked(SamplingParams, "sampling", values)
+    return values
 
 
-def _stopping_from_pb(message: pb.StoppingParams) -> tuple[StoppingParams, list[Violation]]:
+def _stopping_from_pb(message: pb.StoppingParams) -> dict[str, Any]:
+    """What the caller has set."""
     values: dict[str, Any] = {
         field.name: value
         for field, value in message.ListFields()
@@ -198,29 +172,15 @@ def _stopping_from_pb(message: pb.StoppingParams) -> tuple[StoppingParams, list[
     }
     values["stop_strings"] = tuple(message.stop_strings)
     values["stop_token_ids"] = tuple(message.stop_token_ids)
-    found = []
+    values["context_overflow"] = CONTEXT_OVERFLOW.get(message.context_overflow, "roll")
+    return values
+
+
+def _context_overflow_violations(message: pb.StoppingParams) -> list[Violation]:
     if message.context_overflow in CONTEXT_OVERFLOW:
-        values["context_overflow"] = CONTEXT_OVERFLOW[message.context_overflow]
-    else:
-        problem = f"has no value {message.context_overflow}"
-        found.append(Violation("stopping.context_overflow", problem))
-    stopping, wrong = _checked(StoppingParams, "stopping", values)
-    return stopping, found + wrong
-
-
-def _checked(kind: type[P], path: str, values: dict[str, Any]) -> tuple[P, list[Violation]]:
-    """The parameters, and what is wrong with them. Wrong ones are left at their defaults, so that
-    what depends on the others can be checked too."""
-    found: list[Violation] = []
-    while True:
-        try:
-            return kind(**values), [
-                Violation(f"{path}.{violation.field}", violation.description) for violation in found
-            ]
-        except InvalidConfig as error:
-            found = found or error.violations  # those of later rounds come from the defaults
-            wrong = {violation.field.partition("[")[0] for violation in error.violations}
-            values = {name: value for name, value in values.items() if name not in wrong}
+        return []
+    problem = f"has no value {message.context_overflow}"
+    return [Violation("stopping.context_overflow", problem)]
 
 
 def _sampling_to_pb(sampling: SamplingParams) -> pb.SamplingParams:

@@ -12,7 +12,7 @@ MAX_BODY_BYTES = 2 << 20
 
 
 class Body:
-    """Fields of a request. After the last one is read, call `check`."""
+    """Fields of a request. After the last one is read, call `check` or `found`."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
@@ -50,10 +50,14 @@ class Body:
     def mapping(self, name: str) -> dict[str, Any]:
         return dict(self._get(name, {}, dict, "an object"))
 
-    def check(self) -> None:
-        """Raises InvalidArgument if anything was wrong, unknown fields included."""
+    def found(self) -> list[Violation]:
+        """All that is wrong with the fields that were read, and those that nobody reads."""
         unknown = [unknown_key(key, self._known) for key in self._values if key not in self._known]
-        if found := self.violations + unknown:
+        return self.violations + unknown
+
+    def check(self) -> None:
+        """Raises InvalidArgument if anything is wrong."""
+        if found := self.found():
             raise InvalidArgument(found)
 
     def _get(self, name: str, default: Any, kind: type, allowed: str) -> Any:

@@ -11,8 +11,8 @@ An upload has Content-Type application/octet-stream and the header X-Nanogpt-Upl
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
+from collections.abc import AsyncIterator
+from dataclasses import asdict, fields
 from typing import Any
 
 from starlette.datastructures import QueryParams
@@ -21,19 +21,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nanogpt.config import Violation, unknown_key
-from nanogpt.datasets.documents import FORMATS
 from nanogpt.datasets.shipped import SHIPPED
-from server.dataset_store import TEXT, DatasetInfo, DatasetStore, NewDataset
-from server.errors import InvalidArgument, ServiceError, Unavailable
+from server.dataset_request import DatasetRequest, new_dataset
+from server.dataset_store import DatasetInfo, DatasetStore, NewDataset
+from server.errors import ServiceError, Unavailable
 from server.health import Health
-from server.names import name_violations
 from server.web.event_stream import EventStream, snapshots
-
-TOKENIZERS = ("char", "gpt2")
-ENCODINGS = ("utf-8", "cp1252")
-DEFAULT_VAL_RATIO = 0.1
-DEFAULT_TEXT_FIELD = "text"
-MAX_TEXT_FIELD_CHARACTERS = 256
 
 MAX_IGNORED_BYTES = 8 << 20
 """What is read of a refused upload: a browser that is still sending hears the answer only then."""
@@ -106,66 +99,19 @@ async def _ignore(body: AsyncIterator[bytes]) -> None:
 
 def _new_dataset(name: str, params: QueryParams) -> NewDataset:
     """What is to be made. Raises InvalidArgument naming all faults."""
-    known = (
-        "shipped",
-        "tokenizer",
-        "val_ratio",
-        "encoding",
-        "format",
-        "text_field",
-        "max_documents",
-    )
-    found = name_violations("name", name)
-    found += [unknown_key(key, known) for key in params if key not in known]
-    if wanted := params.get("shipped"):
-        shipped = SHIPPED.get(wanted)
-        if shipped is None:
-            description = unknown_key(wanted, SHIPPED).description.replace("key", "dataset")
-            found.append(Violation("shipped", description))
-        if found or shipped is None:
-            raise InvalidArgument(found)
-        return NewDataset(name, shipped.tokenizer, shipped.val_ratio, "utf-8", shipped)
-
-    def one_of(key: str, default: str, allowed: Sequence[str]) -> str:
-        value = params.get(key) or default
-        if value not in ("", *allowed):
-            problem = f"must be one of {', '.join(allowed)}, got {value!r}"
-            found.append(Violation(key, problem))
-        return value
-
-    tokenizer = one_of("tokenizer", "char", TOKENIZERS)
-    encoding = one_of("encoding", "", ENCODINGS)
-    format = one_of("format", TEXT, (TEXT, *FORMATS))
-    val_ratio = _number(params.get("val_ratio") or str(DEFAULT_VAL_RATIO))
-    if val_ratio is None or not 0 < val_ratio <= 0.5:
-        given = params.get("val_ratio")
-        found.append(Violation("val_ratio", f"must be in (0, 0.5], got {given!r}"))
-    text_field = params.get("text_field") or DEFAULT_TEXT_FIELD
-    if len(text_field) > MAX_TEXT_FIELD_CHARACTERS:
-        problem = f"may have {MAX_TEXT_FIELD_CHARACTERS} characters, got {len(text_field)}"
-        found.append(Violation("text_field", problem))
-    count = params.get("max_documents") or None
-    if count is not None and (not count.isdecimal() or int(count) < 1):
-        problem = f"must be a whole number from 1, got {count!r}"
-        found.append(Violation("max_documents", problem))
-    if found:
-        raise InvalidArgument(found)
-    return NewDataset(
-        name=name,
-        tokenizer=tokenizer,
-        val_ratio=val_ratio or DEFAULT_VAL_RATIO,
-        encoding=encoding or None,
-        format=format,
-        text_field=text_field,
-        max_documents=None if count is None else int(count),
-    )
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    known = [spec.name for spec in fields(DatasetRequest) if spec.name != "name"]
+    values: dict[str, Any] = {key: value for key, value in params.items() if value}
+    found = [unknown_key(key, known) for key in values if key not in known]
+    for key, kind, allowed in (
+        ("val_ratio", float, "a number"),
+        ("max_documents", int, "a whole number"),
+    ):
+        try:
+            values[key] = kind(values[key]) if key in values else None
+        except ValueError:
+            found.append(Violation(key, f"must be {allowed}, got {values.pop(key)!r}"))
+    wanted = DatasetRequest(name, **{key: values[key] for key in values if key in known})
+    return new_dataset(wanted, found=found)
 
 
 def _dataset(info: DatasetInfo) -> dict[str, Any]:

@@ -4,41 +4,28 @@ POST /api/generate    server-sent events: `started`, `delta`, `finished`
 """
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from nanogpt.config import (
-    InvalidConfig,
-    ModelConfig,
-    SamplingParams,
-    StoppingParams,
-    Violation,
-    unknown_key,
-)
+from nanogpt.config import ModelConfig, Violation
 from nanogpt.inference.events import Delta, Event, Finished, Started
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request as Generation
-from nanogpt.inference.request import validate_request
-from nanogpt.tokenizer import StreamDecoder, Tokenizer, UnknownCharacters
+from nanogpt.tokenizer import StreamDecoder, Tokenizer
 from server.errors import InvalidArgument, Unavailable
 from server.health import Health
 from server.models.loaded import LoadedModel
 from server.models.store import ModelStore
+from server.serving.generation_request import new_request
 from server.serving.request_stream import RequestStream
 from server.web.body import Body
 from server.web.event_stream import HEARTBEAT, HEARTBEAT_SECONDS, EventStream, message
-
-SEED_BITS = 32
-"""Of a seed that the server draws: few enough digits to type again."""
-
-P = TypeVar("P", SamplingParams, StoppingParams)
 
 
 class GenerationApi:
@@ -166,55 +153,43 @@ def _finished(event: Finished, whole: RequestStream | None) -> dict[str, Any]:
 
 def _request(body: Body, config: ModelConfig, tokenizer: Tokenizer) -> Generation:
     """What the visitor asks for. Raises InvalidArgument naming every field that is wrong."""
-    sampling = _checked(SamplingParams, "sampling", body, seed=secrets.randbits(SEED_BITS))
-    stopping = _checked(StoppingParams, "stopping", body)
-    prompt_ids = _prompt_ids(body, tokenizer)
-    generation = Generation(
-        id=secrets.token_hex(8),
-        prompt_ids=prompt_ids,
-        sampling=sampling,
-        stopping=stopping,
+    return new_request(
+        body.text("prompt"),
+        _sampling(body),
+        _stopping(body),
+        config,
+        tokenizer,
         num_samples=body.integer("num_samples", 1),
         logprobs=body.boolean("logprobs"),
         top_logprobs=body.integer("top_logprobs", 0),
         priority=body.integer("priority", 0),
         use_prefix_cache=body.boolean("use_prefix_cache", True),
+        found=body.found(),
     )
+
+
+def _sampling(body: Body) -> dict[str, Any]:
+    """JSON has no whole numbers as keys."""
+    values = body.mapping("sampling")
+    bias = values.get("logit_bias", {})
     try:
-        validate_request(generation, config, tokenizer)
-    except InvalidConfig as error:
-        body.violations += error.violations
-    body.check()
-    return generation
+        values["logit_bias"] = {int(id): float(value) for id, value in bias.items()}
+    except (AttributeError, TypeError, ValueError):
+        del values["logit_bias"]
+        problem = "must be an object with numbers by the ids of their tokens"
+        body.violations.append(Violation("sampling.logit_bias", problem))
+    return values
 
 
-def _prompt_ids(body: Body, tokenizer: Tokenizer) -> list[int]:
-    """Tokens of the prompt; an empty one begins a text, as for Generate."""
-    prompt = body.text("prompt")
-    if not prompt and tokenizer.end_of_text_id is not None:
-        return [tokenizer.end_of_text_id]
-    try:
-        return tokenizer.encode(prompt or "\n")
-    except UnknownCharacters as error:
-        problem = f"has {error}" if prompt else "must be set: there is no newline to begin"
-        body.violations.append(Violation("prompt", problem))
-        return [0]
-
-
-def _checked(kind: type[P], name: str, body: Body, **defaults: Any) -> P:
-    """The parameters of one group. Wrong ones are noted, and all are left at their defaults."""
-    values = {**defaults, **body.mapping(name)}
-    for key in ("stop_strings", "stop_token_ids"):
-        if isinstance(values.get(key), list):
-            values[key] = tuple(values[key])
-    known = kind.__dataclass_fields__
-    found = [unknown_key(key, known) for key in values if key not in known]
-    try:
-        if not found:
-            return kind(**values)
-    except InvalidConfig as error:
-        found = error.violations
-    except (AttributeError, TypeError):
-        found = [Violation("", "has a value of a wrong type")]
-    body.violations += [Violation(f"{name}.{v.field}".rstrip("."), v.description) for v in found]
-    return kind(**defaults)
+def _stopping(body: Body) -> dict[str, Any]:
+    values = body.mapping("stopping")
+    for key, kind, items in (
+        ("stop_strings", str, "texts"),
+        ("stop_token_ids", int, "whole numbers"),
+    ):
+        given = values.pop(key, [])
+        if isinstance(given, list) and all(type(item) is kind for item in given):
+            values[key] = tuple(given)
+        else:
+            body.violations.append(Violation(f"stopping.{key}", f"must be a list of {items}"))
+    return values
