@@ -155,7 +155,7 @@ class Settings(BaseSettings):
         default=100,
         ge=1,
         le=100_000,
-        description="Jobs that wait for their turn; more are refused.",
+        description="Jobs that wait for their turn or are paused; more are refused.",
     )
     max_running_jobs: int = Field(
         default=1, ge=1, le=1000, description="Jobs that train at a time, on the same device."

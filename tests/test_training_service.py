@@ -240,8 +240,24 @@ async def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
         await reached(server.jobs, running.id, JobState.RUNNING)
         waiting = await server.train(request_id="waiting")
         code, message, _ = await refused(server.train())
-        assert (code, "1 jobs wait" in message) == (Code.RESOURCE_EXHAUSTED, True)
+        assert (code, "1 jobs wait or are paused" in message) == (Code.RESOURCE_EXHAUSTED, True)
         assert (await server.train(request_id="waiting")).id == waiting.id
+
+
+async def test_paused_jobs_keep_their_places_in_a_full_queue(tmp_path: Path) -> None:
+    """Or a client that pauses what it queued could queue without end."""
+    async with serving(tmp_path, FakeLauncher(until_terminated), max_queued_jobs=2) as server:
+        running = await server.train()
+        await reached(server.jobs, running.id, JobState.RUNNING)
+        waiting = [(await server.train()).id for _ in range(2)]
+        for job_id in waiting:
+            await server.stub.PauseJob(pb.PauseJobRequest(id=job_id))
+        code, message, _ = await refused(server.train())
+        assert (code, "2 jobs wait or are paused" in message) == (Code.RESOURCE_EXHAUSTED, True)
+        # coming back takes no place that was not its own: it is never refused
+        await server.stub.ResumeJob(pb.ResumeJobRequest(id=waiting[0]))
+        await server.stub.CancelJob(pb.CancelJobRequest(id=waiting[1]))
+        assert (await server.train()).queue_position == 1
 
 
 async def test_a_caller_that_goes_away_leaves_a_whole_job(server: Server) -> None:

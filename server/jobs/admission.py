@@ -19,6 +19,7 @@ from server.full_disk import full_disk_is_exhausted
 from server.jobs.job import Job, JobState, Standing, is_job_id, new_job_id
 from server.jobs.launcher import Launcher
 from server.jobs.ledger import Ledger
+from server.jobs.queue import PLACES
 from server.jobs.submission import Models, Plan, Submission, free_name, plan
 
 logger = logging.getLogger(__name__)
@@ -98,9 +99,11 @@ class Admission:
         model = submission.model or free_name(planned.names, is_taken)
         if is_taken(model):
             raise AlreadyExists("model", model)
-        if sum(job.state is JobState.QUEUED for job in unfinished) >= self._max_queued_jobs:
+        places = sum(job.state in PLACES for job in unfinished)
+        if places >= self._max_queued_jobs:
             raise ResourceExhausted(
-                f"{self._max_queued_jobs} jobs wait already; try again when one has ended",
+                f"{places} jobs wait or are paused already, and the queue has "
+                f"{self._max_queued_jobs} places; try again when one has ended, or cancel one",
                 QUEUE_FULL_RETRY_SECONDS,
                 limit="queued_jobs",
             )

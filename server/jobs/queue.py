@@ -70,6 +70,10 @@ INTERRUPTED = frozenset({JobState.STARTING, JobState.RUNNING, JobState.RECOVERIN
 STOPPING = frozenset({JobState.PAUSING, JobState.CANCELLING})
 """States that say a trainer is about to leave: after a server's death it is waited for."""
 
+PLACES = frozenset({JobState.QUEUED, JobState.PAUSING, JobState.PAUSED})
+"""States in which a job takes one of the queue's places. A paused one does, for it comes back
+without asking: else a client could queue, pause and queue again without end."""
+
 
 def order(job: Job) -> tuple[float, str]:
     """What the queue is sorted by."""

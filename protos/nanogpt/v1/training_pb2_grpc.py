@@ -116,7 +116,8 @@ class TrainingServiceServicer:
         `block_size`; `FAILED_PRECONDITION` if the server does not have the launcher
         that is asked for; `ALREADY_EXISTS` if the model's name is taken, or if
         `request_id` was used with another body; `RESOURCE_EXHAUSTED` if the queue
-        is full; `UNAVAILABLE` while the server drains.
+        is full, where paused jobs keep their places; `UNAVAILABLE` while the server
+        drains.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
