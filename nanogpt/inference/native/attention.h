@@ -96,7 +96,7 @@ template <class Stored> class Attention {
         size_t block = 0;
         for (; block + STEP <= blocks; block += STEP)
             score<COUNT, STEP>(queries, keys, block, scores, most);
-        for (; block < blocks; block++) score<COUNT, 1>(queries, keys, block, scores, most);
+        score_rest<COUNT, STEP - 1>(queries, keys, block, blocks - block, scores, most);
 
         float share[COUNT];
         for (int i = 0; i < COUNT; i++) {
@@ -118,6 +118,16 @@ template <class Stored> class Attention {
             mix<COUNT, MOST>(queries, values, first, end, scores, share);
         for (; first < width; first += LANES)
             mix<COUNT, 1>(queries, values, first, end, scores, share);
+    }
+
+    /// As many blocks as are left, at most STEP, at once: one alone would wait for each addition.
+    template <int COUNT, int STEP>
+    INLINE void score_rest(const Queries& queries, const Stored* keys, size_t block, size_t num_left,
+                           float* scores, Floats* most) const {
+        if constexpr (STEP > 0) {
+            if (num_left == STEP) return score<COUNT, STEP>(queries, keys, block, scores, most);
+            score_rest<COUNT, STEP - 1>(queries, keys, block, num_left, scores, most);
+        }
     }
 
     /// Scaled scores of some blocks of positions; -infinity beyond a query's own.

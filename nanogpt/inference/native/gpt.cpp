@@ -275,11 +275,12 @@ template <class Stored> class Gpt : public Network {
     }
 
     void attend(size_t layer) {
-        const int heads = shape_.n_head, num_tasks = static_cast<int>(tiles_.size()) * heads;
+        // one head's tiles after another: its keys and values stay in cache
+        const int num_tiles = static_cast<int>(tiles_.size()), num_tasks = num_tiles * shape_.n_head;
         const Attention<Stored> attention(cache_);
         pool_.run(num_tasks, [&](int task, int thread) {
-            const Tile& tile = tiles_[task / heads];
-            const size_t head = task % heads, first = head * cache_.head_size();
+            const Tile& tile = tiles_[task % num_tiles];
+            const size_t head = task / num_tiles, first = head * cache_.head_size();
             const auto [slot, position] = tokens_[tile.row];
             const Queries queries{queries_.row(tile.row) + first, attended_.row(tile.row) + first,
                                   queries_.stride(), position};

@@ -203,44 +203,81 @@ class Matrix {
         }
     }
 
-    /// y, (rows, count * PANEL), from a few panels: blocks of K outermost, so that they stay in
-    /// cache while all rows pass by. Never inlined: one copy of all kernels compiles in seconds.
+    /// y, (rows, count * PANEL), from a few panels. Never inlined: one copy of all kernels compiles
+    /// in seconds.
     template <class Kind>
-    __attribute__((noinline)) void multiply_panels(const Rows& x, int rows, int first, int count, float* y) const {
+    __attribute__((noinline)) void multiply_panels(const Rows& x, int rows, int first, int count,
+                                                   float* y) const {
         const char* panels = panels_.get() + first * panel_bytes_;
         const float* scales = scales_.get() + first * PANEL;
-        const int num_tiles = (rows + Kind::MAX_ROWS - 1) / Kind::MAX_ROWS;
-        for (size_t begin = 0; begin < inputs_;) {
-            const size_t end = begin + std::min(Kind::BLOCK, inputs_ - begin);
-            for (int tile = 0, row = 0; tile < num_tiles; tile++) {
-                const int last = (tile + 1) * rows / num_tiles;
-                multiply_tile<Kind, Kind::MAX_ROWS>(x.from(row), last - row, panels, scales, count,
-                                                    begin, end, y + row * count * PANEL);
-                row = last;
-            }
-            begin = end;
+        if (rows > Kind::PACKED_ROWS)
+            return multiply_many<Kind>(x, rows, panels, scales, count, y);
+        const int num_tiles = (rows + Kind::FEW_ROWS - 1) / Kind::FEW_ROWS;
+        for (int tile = 0, row = 0; tile < num_tiles; tile++) {
+            const int last = (tile + 1) * rows / num_tiles;
+            multiply_few<Kind, Kind::FEW_ROWS>(x.from(row), last - row, panels, scales, count,
+                                               y + row * count * PANEL);
+            row = last;
         }
     }
 
     /// Finds the kernel for this number of rows, at most ROWS.
     template <class Kind, int ROWS>
-    void multiply_tile(const Rows& x, int rows, const char* panels, const float* scales, int count,
-                       size_t begin, size_t end, float* y) const {
+    void multiply_few(const Rows& x, int rows, const char* panels, const float* scales, int count,
+                      float* y) const {
         if constexpr (ROWS > 1)
             if (rows < ROWS)
-                return multiply_tile<Kind, ROWS - 1>(x, rows, panels, scales, count, begin, end, y);
+                return multiply_few<Kind, ROWS - 1>(x, rows, panels, scales, count, y);
         // few rows leave registers for several panels at a time
-        constexpr int PANELS = ROWS == 1 ? 4 : ROWS <= 3 ? 2 : 1;
+        constexpr int PANELS = ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
         const size_t stride = count * PANEL;
         int panel = 0;
         for (; panel + PANELS <= count; panel += PANELS)
             Kind::template multiply<ROWS, PANELS>(x, panels + panel * panel_bytes_,
-                                                  scales + panel * PANEL, begin, end,
-                                                  y + panel * PANEL, stride);
+                                                  scales + panel * PANEL, y + panel * PANEL, stride);
         for (; panel < count; panel++)
             Kind::template multiply<ROWS, 1>(x, panels + panel * panel_bytes_,
-                                             scales + panel * PANEL, begin, end, y + panel * PANEL,
-                                             stride);
+                                             scales + panel * PANEL, y + panel * PANEL, stride);
+    }
+
+    /// Blocks of inputs outermost: those of all rows stay in the second cache while the panels
+    /// pass by, and a panel's in the first while the rows do.
+    template <class Kind>
+    void multiply_many(const Rows& x, int rows, const char* panels, const float* scales, int count,
+                       float* y) const {
+        alignas(64) char unpacked[std::max<size_t>(Kind::UNPACKED_BYTES, 1)];
+        const int num_tiles = (rows + Kind::MAX_ROWS - 1) / Kind::MAX_ROWS;
+        for (size_t begin = 0; begin < inputs_; begin += Kind::BLOCK) {
+            const size_t end = std::min(begin + Kind::BLOCK, inputs_);
+            for (int panel = 0; panel < count; panel++) {
+                const void* block =
+                    Kind::unpack(panels + panel * panel_bytes_, begin, end, unpacked);
+                for (int tile = 0, row = 0; tile < num_tiles; tile++) {
+                    const int last = (tile + 1) * rows / num_tiles;
+                    multiply_tile<Kind, Kind::MAX_ROWS>(
+                        x.from(row), last - row, block, scales + panel * PANEL, begin, end,
+                        y + (row * count + panel) * PANEL, count * PANEL);
+                    row = last;
+                }
+            }
+        }
+    }
+
+    template <class Kind, int ROWS>
+    static void multiply_tile(const Rows& x, int rows, const void* block, const float* scales,
+                              size_t begin, size_t end, float* y, size_t stride) {
+        if constexpr (ROWS > 1)
+            if (rows < ROWS)
+                return multiply_tile<Kind, ROWS - 1>(x, rows, block, scales, begin, end, y, stride);
+        multiply_block<Kind, ROWS>(x, block, scales, begin, end, y, stride);
+    }
+
+    /// Never inlined: what the callers keep in registers would be taken from the sums.
+    template <class Kind, int ROWS>
+    __attribute__((noinline)) static void multiply_block(const Rows& x, const void* block,
+                                                         const float* scales, size_t begin,
+                                                         size_t end, float* y, size_t stride) {
+        Kind::template multiply_block<ROWS>(x, block, scales, begin, end, y, stride);
     }
 
     Precision precision_ = Precision::FLOAT32;

@@ -1,9 +1,11 @@
 // How weights are held, and the innermost loops over them: one struct for each precision.
 //
 // A matrix of N outputs and K inputs is packed into panels of PANEL outputs, each read from front
-// to end. `multiply<ROWS, PANELS>` computes ROWS rows of activations times PANELS panels. Whatever
-// ROWS and PANELS are, the sum of one output runs over K in the same order, so a row's result has
-// the same bits alone and in company.
+// to end. `multiply<ROWS, PANELS>` computes ROWS rows of activations times PANELS panels as they
+// are packed. For more rows than that, `unpack` turns BLOCK inputs of a panel into what arithmetic
+// wants, once, and `multiply_block<ROWS>` runs over it while it lies in the first cache; y holds
+// the sums of the blocks before. Either way, and whatever ROWS and PANELS are, the sum of one
+// output runs over K in the same order, so a row's result has the same bits alone and in company.
 //
 // float32, bfloat16   products are added in float32, in the order of K
 // int8                one scale for each output; activations are rounded to 16 bits with one scale
@@ -57,9 +59,28 @@ struct Source {
     }
 };
 
+template <int ROWS>
+INLINE void load_sums(Floats (&sums)[ROWS][2], const float* y, size_t y_stride) {
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) sums[r][v] = load<Floats>(y + r * y_stride + v * LANES);
+}
+
+template <int ROWS, int PANELS>
+INLINE void store_sums(const Floats (&sums)[ROWS][2 * PANELS], float* y, size_t y_stride) {
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < 2 * PANELS; v++) store(y + r * y_stride + v * LANES, sums[r][v]);
+}
+
 struct Float32 {
     static constexpr int MAX_ROWS = WIDE ? 12 : 6;  // as many sums as there are registers for
-    static constexpr size_t BLOCK = 1024;           // inputs at a time; their panels stay in cache
+    static constexpr int FEW_ROWS = MAX_ROWS;       // the same, of weights as packed
+    static constexpr int PACKED_ROWS = MAX_ROWS;    // for more, unpacking pays
+    static constexpr size_t BLOCK = 256;
+    static constexpr size_t UNPACKED_BYTES = 0;
     static size_t panel_bytes(size_t inputs) { return inputs * PANEL * sizeof(float); }
 
     static void pack(const Source& source, size_t first, size_t inputs, char* panel, float*) {
@@ -69,33 +90,53 @@ struct Float32 {
     }
 
     template <int ROWS, int PANELS>
-    static INLINE void multiply(const Rows& x, const char* panels, const float*, size_t begin,
-                                size_t end, float* y, size_t y_stride) {
-        const size_t panel_size = x.inputs * PANEL;
+    static INLINE void multiply(const Rows& x, const char* panels, const float*, float* y,
+                                size_t y_stride) {
         const float* w = reinterpret_cast<const float*>(panels);
-        Floats sums[ROWS][2 * PANELS];
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < 2 * PANELS; v++)
-                sums[r][v] = begin ? load<Floats>(y + r * y_stride + v * LANES) : Floats{};
-#pragma GCC unroll 2
-        for (size_t k = begin; k < end; k++)
-#pragma GCC unroll 8
-            for (int v = 0; v < 2 * PANELS; v++) {
-                const Floats weights =
-                    load<Floats>(w + (v / 2) * panel_size + k * PANEL + (v % 2) * LANES);
+        Floats sums[ROWS][2 * PANELS] = {};
+        for (size_t k = 0; k < x.inputs; k++)
+            add_products<ROWS, PANELS>(sums, x, k, w + k * PANEL, x.inputs * PANEL);
+        store_sums<ROWS, PANELS>(sums, y, y_stride);
+    }
+
+    static const void* unpack(const char* panel, size_t begin, size_t, void*) {
+        return panel + panel_bytes(begin);
+    }
+
+    template <int ROWS>
+    static INLINE void multiply_block(const Rows& x, const void* block, const float*, size_t begin,
+                                      size_t end, float* y, size_t y_stride) {
+        const float* w = static_cast<const float*>(block);
+        Floats sums[ROWS][2] = {};
+        if (begin) load_sums<ROWS>(sums, y, y_stride);
+        for (size_t k = begin; k < end; k++, w += PANEL) add_products<ROWS, 1>(sums, x, k, w, 0);
+        store_sums<ROWS, 1>(sums, y, y_stride);
+    }
+
+  private:
+    /// Those of input k. Weights of a panel stay in registers while the rows pass by.
+    template <int ROWS, int PANELS>
+    static INLINE void add_products(Floats (&sums)[ROWS][2 * PANELS], const Rows& x, size_t k,
+                                    const float* w, size_t panel_size) {
+#pragma GCC unroll 4
+        for (int p = 0; p < PANELS; p++, w += panel_size) {
+            const Floats left = load<Floats>(w), right = load<Floats>(w + LANES);
 #pragma GCC unroll 12
-                for (int r = 0; r < ROWS; r++)
-                    sums[r][v] = fma(all(x.floats[r * x.inputs + k]), weights, sums[r][v]);
+            for (int r = 0; r < ROWS; r++) {
+                const Floats value = all(x.floats[r * x.inputs + k]);
+                sums[r][2 * p] = fma(value, left, sums[r][2 * p]);
+                sums[r][2 * p + 1] = fma(value, right, sums[r][2 * p + 1]);
             }
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < 2 * PANELS; v++)
-                store(y + r * y_stride + v * LANES, sums[r][v]);
+        }
     }
 };
 
 struct BFloat16 {
-    static constexpr int MAX_ROWS = WIDE ? 12 : 6;
-    static constexpr size_t BLOCK = 1024;
+    static constexpr int MAX_ROWS = Float32::MAX_ROWS;
+    static constexpr int FEW_ROWS = WIDE ? 12 : 4;
+    static constexpr int PACKED_ROWS = WIDE ? 12 : 8;
+    static constexpr size_t BLOCK = Float32::BLOCK;
+    static constexpr size_t UNPACKED_BYTES = BLOCK * PANEL * sizeof(float);
     static size_t panel_bytes(size_t inputs) { return inputs * PANEL * sizeof(uint16_t); }
 
     // pairs of inputs side by side: a shift and a mask then make float32 of a whole vector
@@ -107,21 +148,15 @@ struct BFloat16 {
     }
 
     template <int ROWS, int PANELS>
-    static INLINE void multiply(const Rows& x, const char* panels, const float*, size_t begin,
-                                size_t end, float* y, size_t y_stride) {
-        const size_t panel_size = x.inputs * PANEL;
-        const uint16_t* w = reinterpret_cast<const uint16_t*>(panels);
-        Floats sums[ROWS][2 * PANELS];
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < 2 * PANELS; v++)
-                sums[r][v] = begin ? load<Floats>(y + r * y_stride + v * LANES) : Floats{};
-        for (size_t k = begin; k < end; k += 2)
+    static INLINE void multiply(const Rows& x, const char* panels, const float*, float* y,
+                                size_t y_stride) {
+        Floats sums[ROWS][2 * PANELS] = {};
+        for (size_t k = 0; k < x.inputs; k += 2)
 #pragma GCC unroll 8
             for (int v = 0; v < 2 * PANELS; v++) {
-                const Ints pairs =
-                    load<Ints>(w + (v / 2) * panel_size + k * PANEL + (v % 2) * 2 * LANES);
-                const Floats even = bits<Floats>(pairs << 16);
-                const Floats odd = bits<Floats>(pairs & static_cast<int32_t>(0xffff0000));
+                const Ints pairs = load<Ints>(panels + (v / 2) * panel_bytes(x.inputs) +
+                                              panel_bytes(k) + (v % 2) * sizeof(Ints));
+                const Floats even = even_of(pairs), odd = odd_of(pairs);
 #pragma GCC unroll 12
                 for (int r = 0; r < ROWS; r++) {
                     const float* row = x.floats + r * x.inputs + k;
@@ -129,15 +164,40 @@ struct BFloat16 {
                     sums[r][v] = fma(all(row[1]), odd, sums[r][v]);
                 }
             }
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < 2 * PANELS; v++)
-                store(y + r * y_stride + v * LANES, sums[r][v]);
+        store_sums<ROWS, PANELS>(sums, y, y_stride);
+    }
+
+    /// float32, as Float32 packs it.
+    static const void* unpack(const char* panel, size_t begin, size_t end, void* block) {
+        float* to = static_cast<float*>(block);
+        for (size_t k = begin; k < end; k += 2, to += 2 * PANEL)
+            for (int v = 0; v < 2; v++) {
+                const Ints pairs = load<Ints>(panel + panel_bytes(k) + v * sizeof(Ints));
+                store(to + v * LANES, even_of(pairs));
+                store(to + PANEL + v * LANES, odd_of(pairs));
+            }
+        return block;
+    }
+
+    template <int ROWS>
+    static INLINE void multiply_block(const Rows& x, const void* block, const float* scales,
+                                      size_t begin, size_t end, float* y, size_t y_stride) {
+        Float32::multiply_block<ROWS>(x, block, scales, begin, end, y, y_stride);
+    }
+
+  private:
+    static INLINE Floats even_of(Ints pairs) { return bits<Floats>(pairs << 16); }
+    static INLINE Floats odd_of(Ints pairs) {
+        return bits<Floats>(pairs & static_cast<int32_t>(0xffff0000));
     }
 };
 
 struct Int8 {
     static constexpr int MAX_ROWS = WIDE ? 12 : 6;
-    static constexpr size_t BLOCK = SIZE_MAX;  // sums of whole numbers are finished at once
+    static constexpr int FEW_ROWS = MAX_ROWS;
+    static constexpr int PACKED_ROWS = MAX_ROWS;
+    static constexpr size_t BLOCK = 512;
+    static constexpr size_t UNPACKED_BYTES = BLOCK * PANEL * sizeof(int16_t);
     static size_t panel_bytes(size_t inputs) { return inputs * PANEL; }
 
     static void pack(const Source& source, size_t first, size_t inputs, char* panel,
@@ -164,23 +224,65 @@ struct Int8 {
     }
 
     template <int ROWS, int PANELS>
-    static INLINE void multiply(const Rows& x, const char* panels, const float* scales,
-                                size_t begin, size_t end, float* y, size_t y_stride) {
-        const size_t panel_size = x.inputs * PANEL;
+    static INLINE void multiply(const Rows& x, const char* panels, const float* scales, float* y,
+                                size_t y_stride) {
         Ints sums[ROWS][2 * PANELS] = {};
-        for (size_t k = begin; k < end; k += 2)
-#pragma GCC unroll 8
-            for (int v = 0; v < 2 * PANELS; v++) {
-                const Shorts weights = __builtin_convertvector(
-                    load<HalfBytes>(panels + (v / 2) * panel_size + k * PANEL + (v % 2) * 2 * LANES),
-                    Shorts);
-#pragma GCC unroll 12
-                for (int r = 0; r < ROWS; r++) {
-                    int32_t pair;
-                    std::memcpy(&pair, x.shorts + r * x.inputs + k, sizeof pair);
-                    sums[r][v] = add_pair_products(sums[r][v], weights, all_ints(pair));
-                }
+        for (size_t k = 0; k < x.inputs; k += 2)
+#pragma GCC unroll 4
+            for (int p = 0; p < PANELS; p++) {
+                const char* from = panels + p * panel_bytes(x.inputs) + panel_bytes(k);
+                const Shorts left = widen(from), right = widen(from + 2 * LANES);
+                add_products<ROWS, PANELS>(sums, x, k, p, left, right);
             }
+        scale<ROWS, PANELS>(sums, x, scales, y, y_stride);
+    }
+
+    /// 16 bits each, in the same order.
+    static const void* unpack(const char* panel, size_t begin, size_t end, void* block) {
+        int16_t* to = static_cast<int16_t*>(block);
+        for (size_t at = panel_bytes(begin); at < panel_bytes(end); at += 2 * LANES)
+            store(to + at - panel_bytes(begin), widen(panel + at));
+        return block;
+    }
+
+    /// Whole numbers, unscaled, until the last block.
+    template <int ROWS>
+    static INLINE void multiply_block(const Rows& x, const void* block, const float* scales,
+                                      size_t begin, size_t end, float* y, size_t y_stride) {
+        const int16_t* w = static_cast<const int16_t*>(block);
+        Ints sums[ROWS][2] = {};
+        if (begin)
+            for (int r = 0; r < ROWS; r++)
+                for (int v = 0; v < 2; v++) sums[r][v] = load<Ints>(y + r * y_stride + v * LANES);
+        for (size_t k = begin; k < end; k += 2, w += 2 * PANEL)
+            add_products<ROWS, 1>(sums, x, k, 0, load<Shorts>(w), load<Shorts>(w + 2 * LANES));
+        if (end == x.inputs) return scale<ROWS, 1>(sums, x, scales, y, y_stride);
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < 2; v++) store(y + r * y_stride + v * LANES, sums[r][v]);
+    }
+
+  private:
+    static INLINE Shorts widen(const char* from) {
+        return __builtin_convertvector(load<HalfBytes>(from), Shorts);
+    }
+
+    /// Those of inputs k and k + 1, with the two halves of panel p.
+    template <int ROWS, int PANELS>
+    static INLINE void add_products(Ints (&sums)[ROWS][2 * PANELS], const Rows& x, size_t k, int p,
+                                    Shorts left, Shorts right) {
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; r++) {
+            int32_t pair;
+            std::memcpy(&pair, x.shorts + r * x.inputs + k, sizeof pair);
+            const Ints values = all_ints(pair);
+            sums[r][2 * p] = add_pair_products(sums[r][2 * p], left, values);
+            sums[r][2 * p + 1] = add_pair_products(sums[r][2 * p + 1], right, values);
+        }
+    }
+
+    template <int ROWS, int PANELS>
+    static INLINE void scale(const Ints (&sums)[ROWS][2 * PANELS], const Rows& x,
+                             const float* scales, float* y, size_t y_stride) {
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < 2 * PANELS; v++)
                 store(y + r * y_stride + v * LANES,
@@ -190,10 +292,14 @@ struct Int8 {
 
 struct Int4 {
     static constexpr int MAX_ROWS = WIDE ? 8 : 4;
-    static constexpr size_t BLOCK = SIZE_MAX;
+    static constexpr int FEW_ROWS = MAX_ROWS;
+    static constexpr int PACKED_ROWS = MAX_ROWS;
+    static constexpr size_t BLOCK = 768;
     static constexpr int ZERO = 8;  // weights are stored as 0..15 and mean -8..7
     static constexpr size_t SCALES_BYTES = PANEL * sizeof(uint16_t);
     static constexpr size_t GROUP_BYTES = SCALES_BYTES + PANEL * GROUP / 2;
+    static constexpr size_t UNPACKED_GROUP_BYTES = PANEL * sizeof(float) + PANEL * GROUP;
+    static constexpr size_t UNPACKED_BYTES = BLOCK / GROUP * UNPACKED_GROUP_BYTES;
     static size_t panel_bytes(size_t inputs) { return inputs / GROUP * GROUP_BYTES; }
 
     /// Of a group: PANEL scales in bfloat16, then for each half of the panel four vectors of
@@ -246,14 +352,13 @@ struct Int4 {
     }
 
     template <int ROWS, int PANELS>
-    static INLINE void multiply(const Rows& x, const char* panels, const float*, size_t begin,
-                                size_t end, float* y, size_t y_stride) {
-        const size_t panel_size = panel_bytes(x.inputs), groups = x.inputs / GROUP;
+    static INLINE void multiply(const Rows& x, const char* panels, const float*, float* y,
+                                size_t y_stride) {
         Floats sums[ROWS][2 * PANELS] = {};
-        for (size_t group = begin / GROUP; group < end / GROUP; group++)
+        for (size_t group = 0; group < x.inputs / GROUP; group++)
 #pragma GCC unroll 4
             for (int p = 0; p < PANELS; p++) {
-                const char* from = panels + p * panel_size + group * GROUP_BYTES;
+                const char* from = panels + p * panel_bytes(x.inputs) + group * GROUP_BYTES;
                 QuadSums quads[ROWS][2];
 #pragma GCC unroll 4
                 for (int quad = 0; quad < GROUP / 8; quad++)
@@ -261,16 +366,11 @@ struct Int4 {
                     for (int half = 0; half < 2; half++) {
                         const Ints packed = load<Ints>(from + SCALES_BYTES +
                                                        (2 * quad + half) * sizeof(Ints));
-                        const Bytes low = bits<Bytes>(packed & 0x0f0f0f0f);
-                        const Bytes high = bits<Bytes>(packed >> 4 & 0x0f0f0f0f);
+                        const Bytes low = low_of(packed), high = high_of(packed);
 #pragma GCC unroll 8
                         for (int r = 0; r < ROWS; r++) {
-                            int32_t activations[2];
-                            std::memcpy(activations,
-                                        x.bytes + r * x.inputs + group * GROUP + 8 * quad,
-                                        sizeof activations);
-                            quads[r][half].add(low, all_ints(activations[0]));
-                            quads[r][half].add(high, all_ints(activations[1]));
+                            quads[r][half].add(low, four(x, r, group, 2 * quad));
+                            quads[r][half].add(high, four(x, r, group, 2 * quad + 1));
                         }
                     }
 #pragma GCC unroll 2
@@ -278,16 +378,76 @@ struct Int4 {
                     const Floats scales = load_floats(
                         reinterpret_cast<const uint16_t*>(from) + half * LANES);
 #pragma GCC unroll 8
-                    for (int r = 0; r < ROWS; r++) {
-                        const Ints whole = quads[r][half].total() -
-                                           all_ints(x.offsets[r * groups + group]);
-                        Floats& sum = sums[r][2 * p + half];
-                        sum = fma(to_floats(whole), scales * all(x.scales[r * groups + group]), sum);
-                    }
+                    for (int r = 0; r < ROWS; r++)
+                        add_group(sums[r][2 * p + half], quads[r][half], x, r, group, scales);
                 }
             }
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < 2 * PANELS; v++)
-                store(y + r * y_stride + v * LANES, sums[r][v]);
+        store_sums<ROWS, PANELS>(sums, y, y_stride);
+    }
+
+    /// Of a group: PANEL scales in float32, then two vectors of 0..15 for each four inputs.
+    static const void* unpack(const char* panel, size_t begin, size_t end, void* block) {
+        char* to = static_cast<char*>(block);
+        for (size_t group = begin / GROUP; group < end / GROUP; group++) {
+            const char* from = panel + group * GROUP_BYTES;
+            for (int half = 0; half < 2; half++, to += sizeof(Floats))
+                store(to, load_floats(reinterpret_cast<const uint16_t*>(from) + half * LANES));
+            from += SCALES_BYTES;
+            for (int quad = 0; quad < GROUP / 8; quad++, to += 4 * sizeof(Ints))
+                for (int half = 0; half < 2; half++, from += sizeof(Ints)) {
+                    const Ints packed = load<Ints>(from);
+                    store(to + half * sizeof(Ints), low_of(packed));
+                    store(to + (2 + half) * sizeof(Ints), high_of(packed));
+                }
+        }
+        return block;
+    }
+
+    template <int ROWS>
+    static INLINE void multiply_block(const Rows& x, const void* block, const float*, size_t begin,
+                                      size_t end, float* y, size_t y_stride) {
+        const char* from = static_cast<const char*>(block);
+        Floats sums[ROWS][2] = {};
+        if (begin) load_sums<ROWS>(sums, y, y_stride);
+        for (size_t group = begin / GROUP; group < end / GROUP; group++) {
+            const char* scales = from;
+            from += PANEL * sizeof(float);
+            QuadSums quads[ROWS][2];
+#pragma GCC unroll 1  // else GCC keeps all products and adds them up in the end
+            for (int i = 0; i < GROUP / 4; i++, from += 2 * sizeof(Bytes)) {
+                const Bytes left = load<Bytes>(from), right = load<Bytes>(from + sizeof(Bytes));
+#pragma GCC unroll 8
+                for (int r = 0; r < ROWS; r++) {
+                    const Ints values = four(x, r, group, i);
+                    quads[r][0].add(left, values);
+                    quads[r][1].add(right, values);
+                }
+            }
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++)
+#pragma GCC unroll 8
+                for (int r = 0; r < ROWS; r++)
+                    add_group(sums[r][half], quads[r][half], x, r, group,
+                              load<Floats>(scales + half * sizeof(Floats)));
+        }
+        store_sums<ROWS, 1>(sums, y, y_stride);
+    }
+
+  private:
+    static INLINE Bytes low_of(Ints packed) { return bits<Bytes>(packed & 0x0f0f0f0f); }
+    static INLINE Bytes high_of(Ints packed) { return bits<Bytes>(packed >> 4 & 0x0f0f0f0f); }
+
+    /// Activations 4 i to 4 i + 3 of a group, in every lane.
+    static INLINE Ints four(const Rows& x, int row, size_t group, int i) {
+        int32_t values;
+        std::memcpy(&values, x.bytes + row * x.inputs + group * GROUP + 4 * i, sizeof values);
+        return all_ints(values);
+    }
+
+    static INLINE void add_group(Floats& sum, const QuadSums& quads, const Rows& x, int row,
+                                 size_t group, Floats scales) {
+        const size_t at = row * (x.inputs / GROUP) + group;
+        const Ints whole = quads.total() - all_ints(x.offsets[at]);
+        sum = fma(to_floats(whole), scales * all(x.scales[at]), sum);
     }
 };
