@@ -47,3 +47,25 @@ def test_what_the_parts_are():
     assert found.optimizer - muon.optimizer == 4 * 12 * 6 * 384**2
     half = estimate_memory(shape, TrainConfig(dropout=0.0, batch_size=32))
     assert found.activations == 2 * half.activations
+
+
+def test_what_processes_share():
+    shape = ModelConfig(block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384, bias=False)
+
+    def of(**values):
+        return estimate_memory(shape, TrainConfig(dropout=0.0, **values))
+
+    alone, two = of(), of(processes=2)
+    assert two.activations == pytest.approx(alone.activations / 2)
+    assert (two.weights, two.optimizer) == (alone.weights, alone.optimizer)
+    assert two.gradients == 2 * alone.gradients  # and what is exchanged
+    assert two.all_processes == 2 * two.step + two.checkpoint_copy
+    # whole micro-batches are shared: each is as large as before
+    assert of(processes=2, gradient_accumulation_steps=4).activations == alone.activations
+
+    spread = of(processes=4, sharding="fsdp")
+    assert spread.optimizer == alone.optimizer / 4
+    block = 4 * 12 * 384**2
+    whole = alone.weights - 5 * block
+    assert spread.weights == spread.gradients == pytest.approx(alone.weights / 4 + whole, rel=1e-6)
+    assert spread.checkpoint_copy == alone.checkpoint_copy  # the first process gathers it

@@ -213,3 +213,22 @@ def test_what_does_not_fit_the_memory_is_refused_with_the_numbers(
     assert "not even 1 fits" in fields(data_dir, config=config)["config.batch_size"]
     monkeypatch.setattr(submission_module, "total_memory_bytes", lambda device: None)
     planned(data_dir, config=config)
+
+
+@pytest.mark.parametrize("more", [{}, {"gradient_accumulation_steps": 4}, {"sharding": "fsdp"}])
+def test_what_processes_take_together_is_refused_too(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, object]
+) -> None:
+    """On a processor they share its memory, and the batch that is named can be shared."""
+    monkeypatch.setattr(submission_module, "total_memory_bytes", lambda device: 4 * 10**9)
+    config = {"device": "cpu", "batch_size": 128, "processes": 2, **more}
+    problem = fields(data_dir, config=config)["config.batch_size"]
+    assert "in 2 processes" in problem
+    fitting = int(problem.split("at most ")[1].split()[0])
+    planned(data_dir, config={**config, "batch_size": fitting})
+    step = 1 if "gradient_accumulation_steps" in more else 2
+    larger = {**config, "batch_size": fitting + step}
+    assert "config.batch_size" in fields(data_dir, config=larger)
+    monkeypatch.setattr(submission_module, "total_memory_bytes", lambda device: 10**8)
+    assert f"not even {step} fits" in fields(data_dir, config=config)["config.batch_size"]
+    planned(data_dir, config={**config, "launcher": "ray"})  # whose memory is not known here

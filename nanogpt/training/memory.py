@@ -5,7 +5,10 @@
     activations of a micro-batch       17·C a token and layer, 4·V for the head, see below
     the process                        PyTorch itself
 
-It is for float32 and a whole micro-batch at once; pieces of one and bfloat16 take less.
+It is for float32 and a whole micro-batch at once; pieces of one and bfloat16 take less. Of several
+processes each has its share of the batch, and with `fsdp` of weights, gradients and optimizer; with
+`ddp` all of them, and the gradients once more, in the buckets that are exchanged. The first one
+gathers the copy of a checkpoint whole.
 """
 
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ LARGE_VOCABULARY = 8192
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes of each part."""
+    """Bytes of each part, in the process that takes most: the first one."""
 
     weights: int
     gradients: int
@@ -32,19 +35,26 @@ class MemoryEstimate:
     checkpoint_copy: int
     activations: int
     process: int = PROCESS_BYTES
+    processes: int = 1
 
     @property
     def total(self) -> int:
+        """Of the first process."""
         return self.step + self.checkpoint_copy
 
     @property
+    def all_processes(self) -> int:
+        """If they share one memory."""
+        return self.processes * self.step + self.checkpoint_copy
+
+    @property
     def step(self) -> int:
-        """Without the copy of a checkpoint."""
+        """Of one process, without the copy of a checkpoint."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.process
 
 
 def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
-    """What a run of this network takes in one process."""
+    """What a run of this network takes in each of its processes."""
     C, T, L, H, V = (
         model.n_embd,
         model.block_size,
@@ -62,16 +72,28 @@ def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
         # two masks, and attention's weights before and after dropout, with their mask
         block += 2 * C + 3 * H * T
     backward = 12 * C  # gradients of the widest layer, while it is computed
-    tokens = config.batch_size * T
+    # who shares whole micro-batches computes all sequences of one
+    shares_sequences = config.gradient_accumulation_steps % config.processes != 0
+    sequences = config.batch_size // (config.processes if shares_sequences else 1)
+    tokens = sequences * T
     # logits, their log-softmax, and the gradients of both; or some of them, and the head's gradient
     # a second time
     plain_head, chunked_head = 4 * V * tokens, CHUNKED_HEAD_BYTES // FLOAT_BYTES + V * C
     head = FLOAT_BYTES * (plain_head if V < LARGE_VOCABULARY else chunked_head)
+    holders = config.processes if config.sharding == "fsdp" else 1
+    buckets = 2 if config.processes > 1 and config.sharding == "ddp" else 1
+    # one block at a time is whole, the embeddings and the head all the time
+    gathered = 0 if holders == 1 else num_weights - matrices + matrices // L
+
+    def held(numbers: int) -> int:
+        return FLOAT_BYTES * -(-numbers // holders)
+
     activations = tokens * (L * block + backward + 4 * C) * FLOAT_BYTES + head
     return MemoryEstimate(
-        weights=FLOAT_BYTES * num_weights,
-        gradients=FLOAT_BYTES * num_weights,
-        optimizer=FLOAT_BYTES * optimizer,
+        weights=held(num_weights) + FLOAT_BYTES * gathered,
+        gradients=buckets * held(num_weights) + FLOAT_BYTES * gathered,
+        optimizer=held(optimizer),
         checkpoint_copy=FLOAT_BYTES * (num_weights + optimizer),
         activations=activations,
+        processes=config.processes,
     )

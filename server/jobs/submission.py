@@ -5,6 +5,7 @@ Reads datasets and the meta of models; knows neither the queue nor the wire.
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -230,12 +231,19 @@ def _vocabulary_violations(start: _Start, dataset: DatasetInfo) -> list[Violatio
 def _memory_violations(
     dataset: DatasetInfo, start: _Start | None, config: TrainConfig
 ) -> list[Violation]:
-    """A run of one process has to fit into the memory of its device, as far as that is known."""
+    """A run has to fit into the memory of its device, as far as that is known.
+
+    Processes on this machine's processor share its memory, on GPUs each has one of its own. What
+    other machines have is not known here.
+    """
+    if config.launcher != "local":
+        return []
     try:
-        available = total_memory_bytes(pick_device(config.device))
+        where = pick_device(config.device)
     except ValueError:  # there is no such device here; the trainer will say so
         return []
-    if available is None or config.processes > 1:
+    available = total_memory_bytes(where)
+    if available is None:
         return []
     if start is not None:
         shape = replace(start.meta.model_config, block_size=config.block_size)
@@ -243,19 +251,31 @@ def _memory_violations(
         rows = dataset.meta.vocab_size
         is_gpt2 = dataset.meta.tokenizer["kind"] == "gpt2"
         shape = config.model_config(PADDED_GPT2_VOCAB_SIZE if is_gpt2 else rows)
-    needed = estimate_memory(shape, config)
-    if needed.total <= available:
+    is_shared = where.type == "cpu"
+
+    def needed_with(batch_size: int) -> int:
+        estimate = estimate_memory(shape, replace(config, batch_size=batch_size))
+        return estimate.all_processes if is_shared else estimate.total
+
+    needed = needed_with(config.batch_size)
+    if needed <= available:
         return []
-    per_sequence = needed.activations / config.batch_size
-    spare = available - (needed.total - needed.activations)
-    fitting = int(spare // per_sequence)
-    advice = f"at most {fitting} fits" if fitting >= 1 else "not even 1 fits: train a smaller model"
+    # batches that the processes can share
+    shares_sequences = config.gradient_accumulation_steps % config.processes != 0
+    smallest = config.processes if shares_sequences else 1
+    sizes = range(smallest, config.batch_size, smallest)
+    fitting = bisect_right(sizes, available, key=needed_with)
+    too_large = f"not even {smallest} fits: train a smaller model"
+    advice = f"at most {sizes[fitting - 1]} fits" if fitting else too_large
+    estimate = estimate_memory(shape, config)
+    num_activations = config.processes if is_shared else 1
+    among = f" in {config.processes} processes" if config.processes > 1 and is_shared else ""
     return [
         Violation(
             "config.batch_size",
-            f"takes about {needed.total / 1e9:.1f} GB with block_size {config.block_size}, "
-            f"{needed.activations / 1e9:.1f} GB of it for activations; this machine has "
-            f"{available / 1e9:.1f} GB; {advice}, got {config.batch_size}; more "
+            f"takes about {needed / 1e9:.1f} GB with block_size {config.block_size}{among}, "
+            f"{num_activations * estimate.activations / 1e9:.1f} GB of it for activations; "
+            f"this machine has {available / 1e9:.1f} GB; {advice}, got {config.batch_size}; more "
             "gradient_accumulation_steps take the same steps in less memory",
         )
     ]
