@@ -23,10 +23,11 @@ from tiny_run import (
 )
 
 from nanogpt import device
+from nanogpt.checkpoint import newest_valid
 from nanogpt.config import InvalidConfig, TrainConfig
 from nanogpt.training.batches import Batches, Stream
 from nanogpt.training.evaluate import Evaluator
-from nanogpt.training.events import Evaluation, RunStarted, StepMetrics
+from nanogpt.training.events import Action, Divergence, Evaluation, RunStarted, StepMetrics
 from nanogpt.training.run_directory import ExitCode, RunDirectoryBusy
 from nanogpt.training.trainer import train
 from nanogpt.training.world import Place, World
@@ -163,6 +164,41 @@ def test_a_run_goes_on_with_any_number_of_processes(tmp_path, alone):
     assert one.keys() - other.keys() == {"rng.cpu.1"}
     assert {n: t.shape for n, t in other.items()} == {n: one[n].shape for n in other}
     assert bodies_of(run, RunStarted)[0].peak_flops > 0
+
+
+@SLOW
+def test_processes_go_back_and_end_together(tmp_path, alone):
+    """Which steps are left out, where the run goes back to, and when its time is up, all agree."""
+    diverging = {
+        "learning_rate": 1e3,  # weights overflow after the first step, until the rate is 1e-4
+        "weight_decay": 1e3,
+        "decay_lr": False,
+        "rollback_lr_factor": 1e-7,
+        "max_skips": 2,
+        "eval_interval": 5,
+    }
+    one = make_run(tmp_path, "one", **diverging, max_iters=5)
+    assert alone(one) == ExitCode.DONE
+    limits = {"max_iters": 10**6, "max_seconds": 2}
+    two = make_run(tmp_path, "two", **diverging, **limits, processes=2)
+    assert run_to_end(two) == ExitCode.LIMIT_REACHED
+
+    expected = bodies_of(one, Divergence)
+    assert [e.action for e in expected] == [Action.SKIPPED, Action.SKIPPED, Action.ROLLED_BACK]
+    found = bodies_of(two, Divergence)
+    assert [(e.step, e.action, e.rolled_back_to_step, e.learning_rate_factor) for e in found] == [
+        (e.step, e.action, e.rolled_back_to_step, e.learning_rate_factor) for e in expected
+    ]
+    ours, theirs = bodies_of(two, StepMetrics), bodies_of(one, StepMetrics)
+    first = len(theirs)
+    assert [s.step for s in ours[:first]] == [s.step for s in theirs] == [1, 1, 2, 3, 4, 5]
+    assert [s.loss for s in ours[:first]] == pytest.approx([s.loss for s in theirs], rel=1e-5)
+
+    last = ours[-1].step
+    assert last >= 5
+    assert bodies_of(two, Evaluation)[-1].step == last
+    assert newest_valid(two.checkpoints_path).name == f"step_{last:06}"
+    assert "resuming" not in two.log_path.read_text()  # nobody crashed on the way
 
 
 def test_who_waits_for_nobody_ends_and_says_where():
