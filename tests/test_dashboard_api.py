@@ -97,6 +97,14 @@ async def test_a_dataset_is_uploaded_listed_and_deleted(client):
     assert (await client.get("/api/datasets")).json()["datasets"] == []
 
 
+async def test_a_shipped_dataset_is_made_without_an_upload(client):
+    """As the dashboard asks for it: every change it makes has a JSON object for its body."""
+    path = "/api/datasets/python_reference"
+    made = await client.post(path, params={"shipped": "python_reference"}, json={})
+    assert made.status_code == 201, made.text
+    assert made.json()["vocab_size"] > 50
+
+
 async def test_all_that_is_wrong_with_an_upload_is_said_at_once(client):
     response = await upload(
         client, "No Name", tokenizer="words", val_ratio="most", max_documents="0", nope="1"

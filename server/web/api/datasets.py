@@ -4,7 +4,7 @@
     GET    /api/datasets/live                 the same, as it changes (server-sent events)
     POST   /api/datasets/NAME?tokenizer=      the text as the body; also format, val_ratio,
                                               encoding, text_field, max_documents
-    POST   /api/datasets/NAME?shipped=NAME    no body
+    POST   /api/datasets/NAME?shipped=NAME    no body, or a copy of the text
     DELETE /api/datasets/NAME
 
 An upload has Content-Type application/octet-stream and the header X-Nanogpt-Upload.
@@ -27,6 +27,7 @@ from server.dataset_store import DatasetInfo, DatasetStore, NewDataset
 from server.errors import ServiceError, Unavailable
 from server.health import Health
 from server.web.event_stream import EventStream, snapshots
+from server.web.guard import UPLOAD_HEADER
 
 MAX_IGNORED_BYTES = 8 << 20
 """What is read of a refused upload: a browser that is still sending hears the answer only then."""
@@ -60,7 +61,9 @@ class DatasetsApi:
         body = request.stream()
         try:
             new = _new_dataset(request.path_params["name"], request.query_params)
-            info = await self._datasets.create(new, body)
+            # a call that is no upload has a JSON object for its body, which is no text
+            text = body if UPLOAD_HEADER in request.headers else _nothing()
+            info = await self._datasets.create(new, text)
         except ServiceError:
             await _ignore(body)
             raise
@@ -87,6 +90,13 @@ class DatasetsApi:
             ],
             "max_upload_bytes": self._max_upload_bytes,
         }
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    """What is received of a dataset that the server has itself."""
+    chunks: tuple[bytes, ...] = ()
+    for chunk in chunks:
+        yield chunk
 
 
 async def _ignore(body: AsyncIterator[bytes]) -> None:
