@@ -14,7 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -48,18 +50,20 @@ PAGES = ("/", "/new", "/playground", "/serving", "/datasets")
 class Server:
     """`python -m server` in a process that can be killed and started again on the same port."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *options: str, host: str = "127.0.0.1") -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._data_dir = data_dir
+        self._options = [f"--http_address={host}:{self.port}", *options]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [
             sys.executable, "-m", "server", "--grpc_address=127.0.0.1:0", "--device=cpu",
-            f"--http_address=127.0.0.1:{self.port}", f"--data_dir={self._data_dir}",
+            f"--data_dir={self._data_dir}", *self._options,
         ]  # fmt: skip
+        self._data_dir.mkdir(exist_ok=True)
         with (self._data_dir.parent / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         while True:
@@ -81,27 +85,50 @@ class Server:
         response = httpx.post(f"{self.url}/api/datasets/{name}", content=TEXT, headers=headers)
         assert response.status_code in (201, 409), response.text
 
-    def trained(self, model: str) -> str:
-        """The id of a run that has succeeded."""
+    def submit(self, model: str, **config: int) -> str:
+        """The id of a run, the same for the same model."""
         self.upload("quotes")
         request = {
             "model": model,
             "dataset": "quotes",
             "request_id": model,
-            "config": {**TINY, "max_iters": 20},
+            "config": {**TINY, **config},
         }
-        job = httpx.post(f"{self.url}/api/jobs", json=request).raise_for_status().json()
-        while job["state"] != "SUCCEEDED":
+        answer = httpx.post(f"{self.url}/api/jobs", json=request)
+        return str(answer.raise_for_status().json()["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.url}/api/jobs/{job_id}").json()
+        return found
+
+    def trained(self, model: str) -> str:
+        """The id of a run that has succeeded."""
+        job_id = self.submit(model, max_iters=20)
+        while (job := self.job(job_id))["state"] != "SUCCEEDED":
             assert not job["is_final"], job["error"]
             time.sleep(0.05)
-            job = httpx.get(f"{self.url}/api/jobs/{job['id']}").json()
-        return str(job["id"])
+        return job_id
+
+    @contextmanager
+    def training(self, model: str) -> Iterator[str]:
+        """The id of a run that is going on until the block ends, with a point every ten steps."""
+        job_id = self.submit(model, max_iters=1_000_000, log_interval=10)
+        self.reach(job_id, 10)
+        yield job_id
+        httpx.post(f"{self.url}/api/jobs/{job_id}/cancel", json={}).raise_for_status()
+        while not self.job(job_id)["is_final"]:
+            time.sleep(0.05)
+
+    def reach(self, job_id: str, step: int) -> None:
+        """Waits until a run is that far."""
+        while (job := self.job(job_id))["step"] < step:
+            assert not job["is_final"], job["error"]
+            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("browser") / "data")
-    server._data_dir.mkdir()
     server.start()
     yield server
     server.end(signal.SIGTERM)
@@ -129,7 +156,18 @@ def page(
 
     That a server which was killed does not answer is no fault of the page; the browser logs it.
     """
-    page = browser.new_page(base_url=server.url)
+    with visited(browser, server.url, problems) as page:
+        yield page
+    assert problems == []
+
+
+@contextmanager
+def visited(
+    browser: playwright.Browser, url: str, problems: list[str]
+) -> Iterator[playwright.Page]:
+    """A page of a visitor, that tells what it should not do."""
+    context = browser.new_context(base_url=url)
+    page = context.new_page()
     page.set_default_timeout(PATIENCE)
 
     def listen(message: playwright.ConsoleMessage) -> None:
@@ -137,15 +175,14 @@ def page(
             problems.append(message.text)
 
     def watch(request: playwright.Request) -> None:
-        if not request.url.startswith(server.url):
+        if not request.url.startswith(url):
             problems.append(f"asks {request.url}")
 
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", listen)
     page.on("request", watch)
     yield page
-    page.close()
-    assert problems == []
+    context.close()
 
 
 def forgive(problems: list[str], *statuses: int) -> None:
@@ -279,6 +316,119 @@ def test_a_finished_run_shows_all_there_is(server, page):
         checkpoints.get_by_text("Export").first.click()
         checkpoints.get_by_role("link", name="Hugging Face").first.click()
     assert download.value.suggested_filename.endswith("-hugging_face.tar")
+
+
+def panel(page: playwright.Page, name: str) -> playwright.Locator:
+    return page.locator("section", has=page.get_by_role("heading", name=name))
+
+
+def test_a_checkpoint_is_pinned_tried_and_deleted(server, page, problems):
+    opened(page, f"/runs/{server.trained('second')}")
+    checkpoints = panel(page, "Checkpoints")
+    rows = checkpoints.locator("tbody tr")
+    rows.first.wait_for()
+    count = rows.count()
+    row = rows.first
+    row.get_by_role("button", name="Pin", exact=True).click()
+    expect(row).to_contain_text("pinned")
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    row.get_by_text("unpin it first").wait_for()
+    row.get_by_role("button", name="Unpin").click()
+    row.get_by_role("button", name="Pin", exact=True).wait_for()
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Keep").click()
+    expect(rows).to_have_count(count)
+    row.get_by_role("link", name="Try").click()
+    heading(page, "Playground").wait_for()
+    page.get_by_label("Prompt").fill("to be")
+    page.get_by_label("New tokens").fill("3")
+    page.get_by_role("button", name="Write").click()
+    page.get_by_text("second at step 20").wait_for()
+    reference = f"job:{server.trained('second')}@20"
+    httpx.post(f"{server.url}/api/models/{reference}/unload", json={}).raise_for_status()
+    page.go_back()
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(rows).to_have_count(count - 1)
+    forgive(problems, 409)
+
+
+def steps_shown(page: playwright.Page) -> int:
+    """How far a run is, as its page says."""
+    text = page.get_by_text(re.compile(r"step [\d,]+ of 1,000,000")).first.inner_text()
+    return int(text.split()[1].replace(",", ""))
+
+
+def look(page: playwright.Page, *, away: bool) -> None:
+    """Hides a tab, or shows it again: without a window that is only said to it."""
+    page.evaluate(
+        """isHidden => {
+          Object.defineProperty(document, "hidden", { get: () => isHidden, configurable: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        away,
+    )
+
+
+def test_a_run_is_paused_and_goes_on_and_its_log_is_read(server, page):
+    with server.training("paused") as job_id:
+        opened(page, f"/runs/{job_id}")
+        page.get_by_role("heading", name="Log").click()
+        log = page.get_by_label("Log", exact=True)
+        expect(log).to_contain_text(re.compile(r"step \d+"))
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_role("button", name="Resume").wait_for()
+        expect(page.get_by_role("status").get_by_text("paused")).to_be_visible()
+        stopped_at = steps_shown(page)
+        page.get_by_role("button", name="Resume").click()
+        page.get_by_role("button", name="Pause").wait_for()
+        server.reach(job_id, stopped_at + 10)
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("dialog").get_by_role("button", name="Cancel the run").click()
+        expect(page.get_by_role("status").get_by_text("cancelled")).to_be_visible()
+        expect(panel(page, "Attempts").get_by_role("table").get_by_role("row")).to_have_count(3)
+
+
+def test_tabs_that_nobody_sees_hold_no_connection_and_miss_nothing(server, page):
+    """A browser opens six connections to a server at a time."""
+    with server.training("hidden") as job_id:
+        opened(page, f"/runs/{job_id}")
+        look(page, away=True)
+        last = steps_shown(page)
+        for _ in range(6):
+            tab = page.context.new_page()
+            tab.set_default_timeout(PATIENCE)
+            opened(tab, "/")
+            look(tab, away=True)
+        server.reach(job_id, last + 100)
+        assert steps_shown(page) <= last + 10
+        look(page, away=False)
+    expect(page.get_by_role("status").get_by_text("cancelled")).to_be_visible()
+    history = httpx.get(f"{server.url}/api/jobs/{job_id}/history").json()
+    assert points(page, "Gradient norm") == history["lines"]["loss"]["num_points"]
+
+
+def test_an_exposed_server_asks_for_its_token(browser, problems, tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOGPT_HTTP_TOKEN", "correct horse battery staple")
+    server = Server(tmp_path / "data", host="0.0.0.0")
+    server.start()
+    with visited(browser, server.url, problems) as page:
+        opened(page, "/datasets")
+        heading(page, "This server asks for its token").wait_for()
+        expect(page.get_by_label("Token")).to_be_focused()
+        page.get_by_label("Token").fill("wrong horse battery staple")
+        page.keyboard.press("Enter")
+        page.get_by_text("that is not this server's token").wait_for()
+        page.get_by_label("Token").fill("correct horse battery staple")
+        page.get_by_role("button", name="Open the dashboard").click()
+        page.get_by_text("No datasets yet.").wait_for()
+        page.reload()
+        page.get_by_text("No datasets yet.").wait_for()
+        assert page.evaluate("document.cookie") == ""  # no script sees it
+    server.end(signal.SIGTERM)
+    assert {re.search(r"status of (\d+)", text)[1] for text in problems} == {"401"}
+    problems.clear()
 
 
 def test_a_chart_is_zoomed_by_dragging_and_tells_values(server, page):

@@ -2,6 +2,9 @@
 //
 // Each numbered event is seen once: after a break the stream is asked for from the next number on.
 // `connection` tells whether any open stream is without its server.
+//
+// A tab that nobody sees holds no stream: a browser opens six connections to a server at a time, for
+// all its tabs together. Shown again, it goes on from where it was.
 
 const RETRY_MILLISECONDS = [250, 500, 1000, 2000, 4000];
 
@@ -31,10 +34,15 @@ export function follow(path, { next = null, parameter = "start", onData, onError
   let timer = null;
   let failures = 0;
 
-  const close = () => {
+  const rest = () => {
     source?.close();
     clearTimeout(timer);
     source = null;
+  };
+
+  const close = () => {
+    document.removeEventListener("visibilitychange", turn);
+    rest();
     connection.set(self, false);
   };
 
@@ -74,6 +82,12 @@ export function follow(path, { next = null, parameter = "start", onData, onError
     source.onerror = lose;
   }
 
-  open();
+  function turn() {
+    rest();
+    if (!document.hidden) open();
+  }
+
+  document.addEventListener("visibilitychange", turn);
+  turn();
   return close;
 }

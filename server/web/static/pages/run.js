@@ -84,7 +84,7 @@ export async function show(main, { id, go }) {
   }
 
   const stop = follow(`/api/jobs/${id}/events`, { next: history.sequence + 1, onData, onError: head.fail });
-  const timer = setInterval(() => { if (!job.is_final) refresh(); }, 5000); // time left
+  const timer = setInterval(() => { if (!job.is_final && !document.hidden) refresh(); }, 5000); // time left
   return () => {
     stop();
     clearInterval(timer);
