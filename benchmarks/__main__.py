@@ -19,13 +19,19 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from benchmarks import inference_cells, serving_cells, training_beside, training_step
+from benchmarks import (
+    checkpoint_wait,
+    inference_cells,
+    serving_cells,
+    training_beside,
+    training_step,
+)
 from benchmarks.plan import Options, Suite, Unmeasurable
 from benchmarks.report import report
 from benchmarks.results import RESULTS, read_results, write_result
 
 SUITES: dict[str, tuple[Suite, ...]] = {
-    "training": (training_step.plans,),
+    "training": (training_step.plans, checkpoint_wait.plans),
     "inference": (inference_cells.plans,),
     "serving": (serving_cells.plans, training_beside.plans),
 }

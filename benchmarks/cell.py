@@ -48,6 +48,8 @@ class Cell:
     notes: tuple[str, ...] = ()
     goal: float | None = None
     """The longest duration that is good enough, where not peers and bound decide."""
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Largest resident memory in bytes, of `ours` and of peers, each in a process of its own."""
 
     @property
     def best_peer(self) -> str | None:
@@ -65,6 +67,12 @@ class Cell:
         return self.bound / self.ours if self.bound else None
 
     @property
+    def memory_ratio(self) -> float | None:
+        """Ours over the most modest peer's; None if either was not measured."""
+        peers = [size for name, size in self.memory.items() if name != "ours"]
+        return self.memory["ours"] / min(peers) if peers and "ours" in self.memory else None
+
+    @property
     def target(self) -> float | None:
         """The longest duration that is good enough, None if there is nothing to compare with."""
         if self.goal is not None:
@@ -79,6 +87,8 @@ class Cell:
             **asdict(self),
             "peers": dict(self.peers),
             "missing": dict(self.missing),
+            "memory": dict(self.memory),
+            "memory_ratio": self.memory_ratio,
             "best_peer": self.best_peer,
             "ratio_to_best_peer": self.ratio_to_best_peer,
             "share_of_bound": self.share_of_bound,

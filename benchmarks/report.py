@@ -28,6 +28,10 @@ def _lines(cell: Cell) -> Iterator[str]:
     if cell.target is not None:
         met = "met" if cell.ours <= cell.target else "NOT MET"
         yield f"  {_speed(cell, cell.target)}  target: {met}"
+    for name, size in sorted(cell.memory.items(), key=lambda memory: memory[1]):
+        yield f"  {size / 1e6:13,.0f} MB  at most, {name}"
+    if cell.memory_ratio is not None:
+        yield f"  {cell.memory_ratio:16.2f}  memory of ours over the most modest peer's"
     for note in cell.notes:
         yield f"  {note}"
     guard = cell.guard

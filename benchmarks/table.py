@@ -27,6 +27,7 @@ COLUMNS = (
     "target",
     "guard",
 )
+TRAINING = tuple("memory / least" if name == "over gRPC" else name for name in COLUMNS)
 NARROW = ("cell", "measured", "allowed", "compared with", "target", "guard")
 
 Result = dict[str, Any]
@@ -37,7 +38,7 @@ def table(suite: str, results: Sequence[Result]) -> str:
     found = [result for result in results if result["suite"] == suite]
     if not found:
         return "Not measured yet.\n"
-    columns, row = (NARROW, _narrow_row) if suite == "serving" else (COLUMNS, _row)
+    columns, row = SHAPES.get(suite, (COLUMNS, _row))
     lines = [*_machine(found), "", _line(columns), _line("---" for _ in columns)]
     return "\n".join([*lines, *(_line(row(result)) for result in found)]) + "\n"
 
@@ -68,6 +69,16 @@ def _row(result: Result) -> Iterator[str]:
     yield _guard(result)
 
 
+def _training_row(result: Result) -> Iterator[str]:
+    """As others, but with memory where they have gRPC."""
+    figures = list(_row(result))
+    ratio = result.get("memory_ratio")
+    figures[TRAINING.index("memory / least")] = (
+        f"{result['memory']['ours'] / 1e6:,.0f} MB ({ratio:.2f})" if ratio else ""
+    )
+    yield from figures
+
+
 def _narrow_row(result: Result) -> Iterator[str]:
     yield result["cell"]
     yield _speed(result, result["ours"])
@@ -75,6 +86,14 @@ def _narrow_row(result: Result) -> Iterator[str]:
     yield "; ".join(f"{_speed(result, s)} {name}" for name, s in result["peers"].items())
     yield _met(result)
     yield _guard(result)
+
+
+SHAPES = {
+    "serving": (NARROW, _narrow_row),
+    "quality": (NARROW, _narrow_row),
+    "training": (TRAINING, _training_row),
+}
+"""Columns and rows of suites that differ from the rest."""
 
 
 def _speed(result: Result, seconds: float) -> str:

@@ -1,69 +1,207 @@
-"""Seconds until the trainer, run as a user would, brings a preset to a validation loss.
+"""Seconds until the trainer, run as a user would, brings a recipe to a validation loss.
 
-    python -m benchmarks.time_to_quality --preset=fast_shakespeare_char --text=input.txt
+    python -m benchmarks.time_to_quality --text=input.txt
 
-The text, Tiny Shakespeare for the presets made for it, is cut 90 : 10 into training and validation.
-The loss is over the whole validation part, in windows that do not overlap. Time is that of the run,
-evaluations and checkpoints included; the start of the process and the dataset are not.
+trains `fast_shakespeare_char` and nanoGPT's recipe for a CPU in turns, three seeds each, and prints
+the median time of each. The text, Tiny Shakespeare for these, is cut 90 : 10 into training and
+validation. The loss is over the whole validation part, in windows that do not overlap. Time is that
+of the run, evaluations and checkpoints included; the start of the process and the dataset are not.
 
-    --target=1.8857    loss at which the run ends: what nanoGPT's CPU recipe ended with
-    --key=value        any other hyperparameter, in place of the preset's
+    --presets=NAMES    separated by commas: ours, then those beside it; `nanogpt_cpu` is no preset
+                       but nanoGPT's own line for a CPU, in float32
+    --seeds=1,2,3      one run each
+    --target=1.8857    loss at which a run ends: what nanoGPT's CPU recipe ended with
+    --goal=20          seconds that are good enough, for the table
+    --key=value        any other hyperparameter, in place of the first preset's
+
+Each run is kept in benchmarks/out/time_to_quality.json when it is over, and not run again while it
+is there. The median goes to the other results: `python -m benchmarks.table --write` shows it,
+`python -m benchmarks.training_picture` draws the losses.
 """
 
 import argparse
+import json
+import math
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
+import torch
+
+from benchmarks.cell import Cell, Guard
+from benchmarks.results import RESULTS, write_result
 from nanogpt.config import TrainConfig, load_preset
 from nanogpt.datasets.prepare import prepare_text
+from nanogpt.device import device_name
 from nanogpt.training.events import Evaluation, EventReader
 from nanogpt.training.run_directory import RunDirectory, RunSpec
 from nanogpt.training.trainer import train
 
+RUNS = RESULTS.with_name("time_to_quality.json")
 TARGET = 1.8857
 
+NANOGPT_CPU = {
+    "n_layer": 4,
+    "n_head": 4,
+    "n_embd": 128,
+    "block_size": 64,
+    "batch_size": 12,
+    "dropout": 0.0,
+    "max_iters": 2000,
+    "lr_decay_iters": 2000,
+    "eval_iters": 20,
+    "dtype": "float32",
+    "compile": "off",
+    "spike_threshold": 0.0,
+}
+"""On top of train_shakespeare_char: https://github.com/karpathy/nanoGPT#i-only-have-a-macbook"""
 
-def main() -> int:
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run that is over."""
+
+    recipe: str
+    values: dict[str, Any]
+    """Hyperparameters in place of the recipe's."""
+    target: float
+    seed: int
+    curve: list[tuple[int, float, float]]
+    """Step, seconds and validation loss of each evaluation."""
+    cpu_seconds: float
+    device: str
+    threads: int
+
+    @property
+    def seconds(self) -> float:
+        """When the loss was at the target for the first time; infinite if never."""
+        return next((at for _, at, loss in self.curve if loss <= self.target), math.inf)
+
+    @property
+    def lowest(self) -> float:
+        """The lowest loss that it came to."""
+        return min(loss for _, _, loss in self.curve)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes another run the same one."""
+        return self.recipe, json.dumps(self.values, sort_keys=True), self.target, self.seed
+
+
+def read_runs(path: Path) -> list[Run]:
+    """All runs that are kept."""
+    return [Run(**run) for run in json.loads(path.read_text())] if path.exists() else []
+
+
+def keep_run(run: Run, path: Path) -> None:
+    """Adds a run to the file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = path.with_suffix(".writing")
+    writing.write_text(json.dumps([asdict(r) for r in [*read_runs(path), run]], indent=1) + "\n")
+    writing.rename(path)
+
+
+def recipe_values(name: str) -> dict[str, Any]:
+    """Hyperparameters of a preset, or of nanoGPT's line for a CPU."""
+    if name == "nanogpt_cpu":
+        return {**load_preset("train_shakespeare_char").config, **NANOGPT_CPU}
+    return dict(load_preset(name).config)
+
+
+def measure(text: Path, recipe: str, values: dict[str, Any], target: float, seed: int) -> Run:
+    """Trains until the target, or the recipe's end."""
+    config = {**recipe_values(recipe), **values}
+    config |= {"eval_whole_split": True, "target_val_loss": target, "seed": seed}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_text(text, Path(folder) / "dataset", tokenizer="char")
+        run = RunDirectory(Path(folder) / "run")
+        run.write_spec(RunSpec("run", "model", "../dataset", TrainConfig.from_mapping(config)))
+        began, cpu = time.time(), time.process_time()
+        train(run, run.read_spec())
+        cpu = time.process_time() - cpu
+        curve = [
+            (event.body.step, event.time - began, event.body.val_loss)
+            for event in EventReader(run.metrics_path).read()
+            if isinstance(event.body, Evaluation)
+        ]
+    where = device_name(torch.device("cpu"))
+    return Run(recipe, values, target, seed, curve, cpu, where, torch.get_num_threads())
+
+
+def cell(recipes: Sequence[str], runs: Sequence[Run], goal: float | None) -> Cell | None:
+    """The medians as a result; None if ours did not reach the target in the median run."""
+    seconds = {name: median(r.seconds for r in runs if r.recipe == name) for name in recipes}
+    ours, target = recipes[0], runs[0].target
+    if not math.isfinite(seconds[ours]):
+        return None
+    reached = [name for name in recipes[1:] if math.isfinite(seconds[name])]
+    lowest = {name: median(r.lowest for r in runs if r.recipe == name) for name in recipes}
+    return Cell(
+        suite="quality",
+        cell=f"{ours} to a loss of {target:g}",
+        ours=seconds[ours],
+        peers={name: seconds[name] for name in reached},
+        bound=None,
+        guard=Guard("median of the lowest loss", lowest[ours], target),
+        device=runs[0].device,
+        threads=runs[0].threads,
+        missing={
+            name: f"ends at {lowest[name]:.4f}" for name in recipes[1:] if name not in reached
+        },
+        goal=goal,
+        notes=(f"{len(runs)} runs, seeds {sorted({r.seed for r in runs})}",),
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.time_to_quality",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--preset", required=True)
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--presets", default="fast_shakespeare_char,nanogpt_cpu")
+    parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--target", type=float, default=TARGET)
-    options, rest = parser.parse_known_args()
-    values = {**load_preset(options.preset).config, **_values(rest)}
-    values |= {"eval_whole_split": True, "target_val_loss": options.target}
-    with tempfile.TemporaryDirectory() as folder:
-        prepare_text(options.text, Path(folder) / "dataset", tokenizer="char")
-        run = RunDirectory(Path(folder) / "run")
-        run.write_spec(RunSpec("run", "model", "../dataset", TrainConfig.from_mapping(values)))
-        began, cpu = time.time(), time.process_time()
-        train(run, run.read_spec())
-        cpu = time.process_time() - cpu
-        print(f"\n{'step':>6} {'seconds':>8} {'val loss':>9}")
-        reached = None
-        for event in EventReader(run.metrics_path).read():
-            if isinstance(event.body, Evaluation):
-                seconds, loss = event.time - began, event.body.val_loss
-                print(f"{event.body.step:6} {seconds:8.1f} {loss:9.4f}")
-                if reached is None and loss <= options.target:
-                    reached = seconds
-    print(f"{cpu:.0f} s of processor time in all")
-    if reached is None:
-        print(f"the target of {options.target} was not reached")
+    parser.add_argument("--goal", type=float)
+    options, rest = parser.parse_known_args(arguments)
+    recipes, values = options.presets.split(","), _values(rest)
+    kept = {run.key: run for run in read_runs(RUNS)}
+    runs = []
+    for seed in map(int, options.seeds.split(",")):
+        for recipe in recipes:  # in turns
+            changed = values if recipe == recipes[0] else {}
+            key = recipe, json.dumps(changed, sort_keys=True), options.target, seed
+            if key not in kept:
+                print(f"\n{recipe}, seed {seed}", flush=True)
+                keep_run(measure(options.text, recipe, changed, options.target, seed), RUNS)
+                kept = {run.key: run for run in read_runs(RUNS)}
+            runs.append(kept[key])
+    print(f"\n{'recipe':<28} {'seed':>5} {'steps':>6} {'seconds':>8} {'CPU s':>8} {'lowest':>8}")
+    for run in runs:
+        step, _, _ = run.curve[-1]
+        figures = f"{step:6} {run.seconds:8.1f} {run.cpu_seconds:8.0f} {run.lowest:8.4f}"
+        print(f"{run.recipe:<28} {run.seed:5} {figures}")
+    for recipe in recipes:
+        seconds = median(r.seconds for r in runs if r.recipe == recipe)
+        reached = f"reached after {seconds:.1f} s" if math.isfinite(seconds) else "not reached"
+        print(f"{recipe}: {options.target:g} {reached}, median of {len(runs) // len(recipes)}")
+    result = cell(recipes, runs, options.goal)
+    if result is None:
         return 1
-    print(f"{options.target} reached after {reached:.1f} s")
+    write_result(result)
     return 0
 
 
-def _values(words: list[str]) -> dict[str, object]:
+def _values(words: Sequence[str]) -> dict[str, Any]:
     """`--key=value` by the type of the key's default."""
     defaults = TrainConfig().to_mapping()
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for word in words:
         key, separator, text = word.removeprefix("--").partition("=")
         if key not in defaults or not separator:
@@ -74,4 +212,4 @@ def _values(words: list[str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,8 @@
 
 All start from the same weights and see the same batches in turns, so that whatever else the machine
 does falls on all of them. Their losses have to agree step by step. The peers compute in float32, as
-nanoGPT does on a CPU, with torch's fused AdamW, which nanoGPT does not use there.
+nanoGPT does on a CPU, with torch's fused AdamW, which nanoGPT does not use there. Memory is that of
+a process for each contender that takes two steps: training_memory.py.
 """
 
 import time
@@ -22,6 +23,7 @@ from torch import Tensor
 from benchmarks.cell import Cell, Guard
 from benchmarks.plain_pytorch import PlainGPT, PlainLoop
 from benchmarks.plan import Options, Plan, single
+from benchmarks.training_memory import peak_memory
 from nanogpt.config import TrainConfig
 from nanogpt.device import device_name, dtype_name, measure_peak, pick_dtype
 from nanogpt.flops import training_flops_per_token
@@ -32,6 +34,10 @@ from nanogpt.training.cross_entropy import LARGE_VOCABULARY, chunked_forward
 from nanogpt.training.execution import Execution, choose_execution, use_attention
 from nanogpt.training.optimizer import make_optimizer
 from nanogpt.training.step import TrainingStep
+
+PLAIN = "our network in a plain float32 loop"
+TRANSFORMERS = "transformers' GPT2LMHeadModel in a plain float32 loop"
+ENCODER = "torch.nn.TransformerEncoder in a plain float32 loop"
 
 LOSS_TOLERANCE = 0.02  # nats; bfloat16 keeps 8 significant bits, one part in 256
 
@@ -49,6 +55,8 @@ class Work:
     warmup_steps: int
     turns: int
     steps_per_turn: int
+    factor: float = 3.0
+    """How many times as fast as nanoGPT's float32 step ours has to be."""
 
 
 def _config(n_layer: int, n_head: int, n_embd: int, batch: int, block: int) -> TrainConfig:
@@ -64,7 +72,7 @@ def _config(n_layer: int, n_head: int, n_embd: int, batch: int, block: int) -> T
 
 SMALL = Work("training step, 4/4/128, 12 x 64 tokens", _config(4, 4, 128, 12, 64), 65, 20, 6, 10)
 CHARACTERS = Work(
-    "training step, 6/6/384, 64 x 256 tokens", _config(6, 6, 384, 64, 256), 65, 1, 3, 1
+    "training step, 6/6/384, 64 x 256 tokens", _config(6, 6, 384, 64, 256), 65, 1, 3, 1, 5.0
 )
 GPT2 = Work(
     "training step, GPT-2 124M, 1 x 1024 tokens", _config(12, 12, 768, 1, 1024), 50304, 1, 3, 1
@@ -81,16 +89,8 @@ def run(work: Work, quick: bool = False) -> Cell:
     """Measures one cell."""
     config, device = work.config, torch.device("cpu")
     dtype = pick_dtype(config.dtype, device)
-    torch.manual_seed(config.seed)
-    weights = GPT(config.model_config(work.vocab_size)).state_dict()
-    ours, execution = our_step(work, weights, dtype)
-    contenders = {
-        "ours": ours,
-        "our network in a plain float32 loop": our_network(work, weights),
-        "transformers' GPT2LMHeadModel in a plain float32 loop": transformers(work, weights),
-    }
-    if work is SMALL:
-        contenders["torch.nn.TransformerEncoder in a plain float32 loop"] = encoder(work, weights)
+    ours, execution = our_step(work, initial_weights(work), dtype)
+    contenders = {"ours": ours, **{name: peer(work, name) for name in peers_of(work)}}
     seconds, losses = measure(work, contenders, turns=1 if quick else work.turns)
     ours_seconds = seconds.pop("ours")
     differences = [
@@ -112,6 +112,8 @@ def run(work: Work, quick: bool = False) -> Cell:
         threads=torch.get_num_threads(),
         amount=tokens,
         unit="tokens",
+        goal=seconds[PLAIN] / work.factor,
+        memory=peak_memory(work, contenders),
         notes=(
             f"ours computes in {dtype_name(dtype)}, in {execution.pieces} pieces, with "
             f"{execution.attention} attention",
@@ -119,17 +121,28 @@ def run(work: Work, quick: bool = False) -> Cell:
     )
 
 
+def initial_weights(work: Work) -> dict[str, Tensor]:
+    """What all contenders start from."""
+    torch.manual_seed(work.config.seed)
+    return GPT(work.config.model_config(work.vocab_size)).state_dict()
+
+
+def peers_of(work: Work) -> list[str]:
+    """The names of those beside ours."""
+    return [PLAIN, TRANSFORMERS, *([ENCODER] if work is SMALL else [])]
+
+
+def peer(work: Work, name: str) -> Step:
+    """The step of the peer with that name."""
+    make = {PLAIN: our_network, TRANSFORMERS: transformers, ENCODER: encoder}[name]
+    return make(work, initial_weights(work))
+
+
 def measure(
     work: Work, contenders: dict[str, Step], turns: int
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Median seconds of a step, and the losses of all steps, of each contender."""
-    config = work.config
-    batches = Batches(
-        made_up_text(work.vocab_size),
-        shape=(1, config.batch_size, config.block_size),
-        seed=config.seed,
-        stream=Stream.TRAIN,
-    )
+    batches = batches_of(work)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     losses: dict[str, list[float]] = {name: [] for name in contenders}
     first = 0
@@ -144,6 +157,17 @@ def measure(
                     seconds[name].append(time.perf_counter() - begin)
         first += num_steps
     return {name: median(values) for name, values in seconds.items()}, losses
+
+
+def batches_of(work: Work) -> Batches:
+    """What all contenders see."""
+    config = work.config
+    return Batches(
+        made_up_text(work.vocab_size),
+        shape=(1, config.batch_size, config.block_size),
+        seed=config.seed,
+        stream=Stream.TRAIN,
+    )
 
 
 def our_step(work: Work, weights: dict[str, Tensor], dtype: torch.dtype) -> tuple[Step, Execution]:

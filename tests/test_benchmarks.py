@@ -1,19 +1,22 @@
 """The peer that benchmarks measure against computes the same, and results keep their form."""
 
-import sys
+import math
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 import benchmarks.__main__ as benchmarks
-from benchmarks import time_to_quality, training_step
+from benchmarks import checkpoint_wait, time_to_quality, training_memory, training_step
 from benchmarks.cell import Cell, Guard
 from benchmarks.plain_pytorch import PlainGPT, PlainLoop
 from benchmarks.plan import Options, Plan, Unmeasurable
 from benchmarks.report import report
 from benchmarks.results import read_results, write_result
+from benchmarks.time_to_quality import Run
+from benchmarks.training_picture import picture
 from nanogpt.config import TrainConfig
 from nanogpt.model import GPT
 
@@ -131,25 +134,92 @@ def test_a_run_measures_what_was_asked_for(tmp_path: Path, monkeypatch, capsys) 
     assert "two: no such suite; there are one" in capsys.readouterr().err
 
 
-def test_a_training_cell_and_its_peers_agree() -> None:
+def test_a_training_cell_and_its_peers_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = training_memory.peak_memory
+    monkeypatch.setattr(training_step, "peak_memory", lambda work, names: measured(work, ["ours"]))
     work = training_step.Work("tiny", CONFIG, 65, warmup_steps=1, turns=1, steps_per_turn=2)
     cell = training_step.run(work)
     assert cell.guard.holds
     assert cell.guard.value < 1e-4  # float32 differs by rounding only
     assert len(cell.peers) == 2
     assert cell.ours > 0
+    assert cell.goal == pytest.approx(cell.peers[training_step.PLAIN] / 3)
+    assert 5e7 < cell.memory["ours"] < 5e9
+
+
+def test_memory_is_compared_with_the_most_modest_peer() -> None:
+    cell = replace(CELL, memory={"ours": 600, "slow": 800, "fast": 1000})
+    assert cell.to_json()["memory_ratio"] == 0.75
+    assert "0.75  memory of ours" in report(cell)
+    assert replace(cell, memory={"ours": 600}).memory_ratio is None
+
+
+def test_steps_beside_checkpoints_are_compared_with_those_between() -> None:
+    cell = checkpoint_wait.run(CONFIG, steps=4, turns=2)
+    assert cell.ours > 0
+    assert cell.goal == pytest.approx(1.05 * cell.peers["steps without"])
+    assert "in every 4 steps" in cell.notes[0]
 
 
 def test_time_to_quality_runs_the_trainer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """In turns; a run that is over is kept, and not run again."""
     text = tmp_path / "input.txt"
     text.write_text("to be or not to be, that is the question\n" * 60)
-    words = ["--preset=fast_shakespeare_char", f"--text={text}", "--target=3.4", "--device=cpu"]
-    words += ["--max_iters=20", "--eval_interval=5", "--block_size=16", "--n_layer=1"]
-    words += ["--n_embd=16", "--n_head=1", "--eval_iters=1", "--dtype=float32"]
-    monkeypatch.setattr(sys, "argv", ["time_to_quality", *words])
-    assert time_to_quality.main() == 0
-    assert "3.4 reached after" in capsys.readouterr().out
+    tiny = {"max_iters": 20, "eval_interval": 5, "block_size": 16, "n_layer": 1, "n_embd": 16}
+    tiny |= {"n_head": 1, "eval_iters": 1, "dtype": "float32", "device": "cpu"}
+    monkeypatch.setattr(time_to_quality, "NANOGPT_CPU", tiny)
+    results = tmp_path / "latest.json"
+    monkeypatch.setattr(time_to_quality, "RUNS", tmp_path / "runs.json")
+    monkeypatch.setattr(time_to_quality, "write_result", lambda cell: write_result(cell, results))
+    words = [f"--text={text}", "--target=2.65", "--goal=99", "--seeds=1,2"]
+    words += [f"--{key}={value}" for key, value in tiny.items()]
+    assert time_to_quality.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "fast_shakespeare_char: 2.65 reached after" in printed
+    runs = time_to_quality.read_runs(tmp_path / "runs.json")
+    order = [(run.recipe, run.seed) for run in runs]
+    assert order == [(name, n) for n in (1, 2) for name in ("fast_shakespeare_char", "nanogpt_cpu")]
+    (written,) = read_results(results)
+    assert written["suite"] == "quality" and written["meets_target"] is True
+    assert written["guard"]["holds"]
+    monkeypatch.setattr(time_to_quality, "measure", None)
+    assert time_to_quality.main(words) == 0
     with pytest.raises(SystemExit, match="not --key=value"):
         time_to_quality._values(["--n_layers=2"])
+
+
+def test_time_to_quality_is_the_first_crossing_and_may_never_come() -> None:
+    def run(recipe: str, seed: int, losses: list[float]) -> Run:
+        curve = [(step, 10.0 * step, loss) for step, loss in enumerate(losses)]
+        return Run(recipe, {}, 1.9, seed, curve, 1.0, "a processor", 2)
+
+    runs = [run("ours", 1, [4.0, 1.8]), run("ours", 2, [4.0, 2.0, 1.9, 2.0, 1.7])]
+    runs += [run("ours", 3, [4.0, 2.0, 2.0])]
+    runs += [run("theirs", seed, [4.0, 1.95]) for seed in (1, 2, 3)]
+    assert [r.seconds for r in runs[:3]] == [10.0, 20.0, math.inf]
+    cell = time_to_quality.cell(["ours", "theirs"], runs, goal=15.0)
+    assert (cell.ours, dict(cell.peers)) == (20.0, {})
+    assert cell.missing == {"theirs": "ends at 1.9500"}
+    assert cell.to_json()["meets_target"] is False
+    assert time_to_quality.cell(["theirs", "ours"], runs, goal=None) is None
+
+
+def test_the_picture_of_training_has_speeds_and_losses() -> None:
+    cells = [
+        replace(CELL, suite="training", cell=work.cell, ours=1.0, peers=peers)
+        for work, peers in [
+            (training_step.SMALL, {training_step.PLAIN: 3.0, training_step.TRANSFORMERS: 6.0}),
+            (training_step.GPT2, {training_step.PLAIN: 5.0, training_step.TRANSFORMERS: 4.0}),
+        ]
+    ]
+    curve = [(0, 0.5, 4.0), (100, 12.0, 2.0)]
+    runs = [Run("ours", {}, 2.0, seed, curve, 1.0, "a processor", 2) for seed in (1, 2, 3)]
+    assert picture([], []) is None
+    drawing = ElementTree.fromstring(picture([cell.to_json() for cell in cells], runs) or "")
+    svg = "{http://www.w3.org/2000/svg}"
+    speeds, losses = ([tip.text for tip in g.iter(f"{svg}title")] for g in drawing.iter(f"{svg}g"))
+    assert speeds[:3] == [f"{label} times nanoGPT's float32 speed" for label in
+                          ("ours: 3", "ours: 5", "transformers: 0.5")]  # fmt: skip
+    assert losses[0] == "ours: 4 nats" and losses[-1] == "ours: 2 nats"
