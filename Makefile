@@ -6,6 +6,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BENCH ?=
+CAMPAIGN ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -96,10 +97,10 @@ build/peers/vllm/.installed: Makefile
 	@touch $@
 
 campaign-quick: $(INSTALLED)  ## kill servers and trainers at random, crash at every durable operation
-	CAMPAIGN_SCALE=1 $(BIN)/python -m pytest -m campaign -s tests/campaigns
+	CAMPAIGN_SCALE=1 $(BIN)/python -m pytest -m campaign -s tests/campaigns $(CAMPAIGN)
 
-campaign: $(INSTALLED)  ## the same, ten times as often
-	CAMPAIGN_SCALE=10 $(BIN)/python -m pytest -m campaign -s tests/campaigns
+campaign: $(INSTALLED)  ## the same, ten times as often; CAMPAIGN='-k resume' for a part of it
+	CAMPAIGN_SCALE=10 $(BIN)/python -m pytest -m campaign -s tests/campaigns $(CAMPAIGN)
 
 clean:  ## remove what these commands made, except .venv and ./data
 	rm -rf build .demo benchmarks/out *.egg-info

@@ -16,9 +16,10 @@ from client import calls
 from client import methods as rpc
 from client.channel import DEFAULT_SERVER, channel_options
 from client.client import Client
-from client.errors import NanoGPTError
+from client.errors import NanoGPTError, Unavailable
 from client.generation import AsyncGeneration
 from client.methods import Call, Method, Request, Response
+from client.repetition import Attempts
 from client.requests import GenerateOptions, generate_request
 from client.resume import Cursor, LogCursor, MetricsCursor, ServingCursor
 from client.silence import attend_async
@@ -182,8 +183,15 @@ class AsyncClient:
         make = self._channel.unary_unary(
             method.path, method.request_serializer, method.response_deserializer
         )
-        with translated():
-            return call.unpack(await make(call.request, timeout=self._deadline_seconds(method)))
+        attempts = Attempts(method, self._deadline_seconds(method))
+        while True:
+            try:
+                with translated():
+                    timeout = attempts.remaining_seconds()
+                    return call.unpack(await make(call.request, timeout=timeout))
+            except Unavailable as error:
+                pause_seconds = attempts.pause_seconds(error)
+            await asyncio.sleep(pause_seconds)
 
     async def _follow(
         self, method: Method[Request, Response], cursor: Cursor[Request, Response]

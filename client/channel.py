@@ -1,11 +1,9 @@
-"""How a channel behaves: balancing, health, retries, keepalive, message sizes.
+"""How a channel behaves: balancing, health, keepalive, message sizes.
 
 Deadlines are not here: the client sets one on each call (client.methods).
 """
 
 import json
-
-from client.methods import RETRIED
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 
@@ -21,19 +19,6 @@ def service_config() -> str:
         {
             "loadBalancingConfig": [{"round_robin": {}}],
             "healthCheckConfig": {"serviceName": ""},
-            "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-            "methodConfig": [
-                {
-                    "name": [{"service": rpc.service, "method": rpc.name} for rpc in RETRIED],
-                    "retryPolicy": {
-                        "maxAttempts": 4,
-                        "initialBackoff": "0.2s",
-                        "maxBackoff": "5s",
-                        "backoffMultiplier": 2,
-                        "retryableStatusCodes": ["UNAVAILABLE"],
-                    },
-                }
-            ],
         }
     )
 
@@ -42,6 +27,9 @@ def channel_options() -> list[tuple[str, int | str]]:
     """Options of every channel, sync or async."""
     return [
         ("grpc.service_config", service_config()),
+        # Retries are in client.repetition: those of gRPC can leave a call waiting without end.
+        # https://github.com/grpc/grpc/issues/41036
+        ("grpc.enable_retries", 0),
         ("grpc.keepalive_time_ms", 60_000),  # servers refuse a client that pings much more often
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.max_send_message_length", 2 << 20),  # what a server takes

@@ -15,10 +15,11 @@ import grpc
 from client import calls
 from client import methods as rpc
 from client.channel import DEFAULT_SERVER, channel_options
-from client.errors import NanoGPTError
+from client.errors import NanoGPTError, Unavailable
 from client.export import Progress, write_files
 from client.generation import Generation
 from client.methods import Call, Method, Request, Response
+from client.repetition import Attempts
 from client.requests import GenerateOptions, Text, Upload, dataset_spec, generate_request
 from client.resume import Cursor, LogCursor, MetricsCursor, ServingCursor
 from client.silence import attend
@@ -208,8 +209,15 @@ class Client:
         make = self._channel.unary_unary(
             method.path, method.request_serializer, method.response_deserializer
         )
-        with translated():
-            return call.unpack(make(call.request, timeout=self._deadline_seconds(method)))
+        attempts = Attempts(method, self._deadline_seconds(method))
+        while True:
+            try:
+                with translated():
+                    timeout = attempts.remaining_seconds()
+                    return call.unpack(make(call.request, timeout=timeout))
+            except Unavailable as error:
+                pause_seconds = attempts.pause_seconds(error)
+            time.sleep(pause_seconds)
 
     def _follow(
         self, method: Method[Request, Response], cursor: Cursor[Request, Response]

@@ -1,4 +1,4 @@
-"""The RPCs of nanogpt.v1 in one table: messages, deadline, and which ones gRPC may retry."""
+"""The RPCs of nanogpt.v1 in one table: messages, deadline, and which may be sent again."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +33,8 @@ class Method(Generic[Request, Response]):
     response: type[Response]
     deadline_seconds: float
     """Unless the client was given another."""
+    is_repeatable: bool = False
+    """Whether a second one changes nothing: reading, and Train, which carries a request id."""
 
     def call(self, request: Request, unpack: Callable[[Response], T]) -> Call[T]:
         return Call(self, request, unpack)
@@ -70,26 +72,32 @@ _FOLLOW = 86400.0  # lasts as long as a job does
 
 GENERATE = Method(inference.GenerateRequest, inference.GenerateResponse, _HEAVY)
 BENCHMARK = Method(inference.BenchmarkRequest, inference.BenchmarkResponse, _LONG)
-TOKENIZE = Method(inference.TokenizeRequest, inference.TokenizeResponse, _HEAVY)
-DETOKENIZE = Method(inference.DetokenizeRequest, inference.DetokenizeResponse, _HEAVY)
-SCORE = Method(inference.ScoreRequest, inference.ScoreResponse, _HEAVY)
+TOKENIZE = Method(inference.TokenizeRequest, inference.TokenizeResponse, _HEAVY, is_repeatable=True)
+DETOKENIZE = Method(
+    inference.DetokenizeRequest, inference.DetokenizeResponse, _HEAVY, is_repeatable=True
+)
+SCORE = Method(inference.ScoreRequest, inference.ScoreResponse, _HEAVY, is_repeatable=True)
 
-TRAIN = Method(training.TrainRequest, training.TrainResponse, _PLAIN)
+TRAIN = Method(training.TrainRequest, training.TrainResponse, _PLAIN, is_repeatable=True)
 STREAM_METRICS = Method(training.StreamMetricsRequest, training.StreamMetricsResponse, _FOLLOW)
-GET_JOB = Method(training.GetJobRequest, training.GetJobResponse, _QUICK)
-LIST_JOBS = Method(training.ListJobsRequest, training.ListJobsResponse, _QUICK)
+GET_JOB = Method(training.GetJobRequest, training.GetJobResponse, _QUICK, is_repeatable=True)
+LIST_JOBS = Method(training.ListJobsRequest, training.ListJobsResponse, _QUICK, is_repeatable=True)
 CANCEL_JOB = Method(training.CancelJobRequest, training.CancelJobResponse, _PLAIN)
 PAUSE_JOB = Method(training.PauseJobRequest, training.PauseJobResponse, _PLAIN)
 RESUME_JOB = Method(training.ResumeJobRequest, training.ResumeJobResponse, _PLAIN)
-LIST_CHECKPOINTS = Method(training.ListCheckpointsRequest, training.ListCheckpointsResponse, _QUICK)
+LIST_CHECKPOINTS = Method(
+    training.ListCheckpointsRequest, training.ListCheckpointsResponse, _QUICK, is_repeatable=True
+)
 PIN_CHECKPOINT = Method(training.PinCheckpointRequest, training.PinCheckpointResponse, _PLAIN)
 DELETE_CHECKPOINT = Method(
     training.DeleteCheckpointRequest, training.DeleteCheckpointResponse, _PLAIN
 )
 STREAM_LOGS = Method(training.StreamLogsRequest, training.StreamLogsResponse, _FOLLOW)
 
-LIST_MODELS = Method(models.ListModelsRequest, models.ListModelsResponse, _QUICK)
-GET_MODEL = Method(models.GetModelRequest, models.GetModelResponse, _QUICK)
+LIST_MODELS = Method(
+    models.ListModelsRequest, models.ListModelsResponse, _QUICK, is_repeatable=True
+)
+GET_MODEL = Method(models.GetModelRequest, models.GetModelResponse, _QUICK, is_repeatable=True)
 LOAD_MODEL = Method(models.LoadModelRequest, models.LoadModelResponse, _HEAVY)
 UNLOAD_MODEL = Method(models.UnloadModelRequest, models.UnloadModelResponse, _HEAVY)
 DELETE_MODEL = Method(models.DeleteModelRequest, models.DeleteModelResponse, _PLAIN)
@@ -97,24 +105,10 @@ IMPORT_MODEL = Method(models.ImportModelRequest, models.ImportModelResponse, _HE
 EXPORT_MODEL = Method(models.ExportModelRequest, models.ExportModelResponse, _LONG)
 
 CREATE_DATASET = Method(datasets.CreateDatasetRequest, datasets.CreateDatasetResponse, _LONG)
-GET_DATASET = Method(datasets.GetDatasetRequest, datasets.GetDatasetResponse, _QUICK)
-LIST_DATASETS = Method(datasets.ListDatasetsRequest, datasets.ListDatasetsResponse, _QUICK)
-DELETE_DATASET = Method(datasets.DeleteDatasetRequest, datasets.DeleteDatasetResponse, _PLAIN)
-
-RETRIED: tuple[Method[Any, Any], ...] = (
-    TOKENIZE,
-    DETOKENIZE,
-    SCORE,
-    TRAIN,
-    STREAM_METRICS,
-    GET_JOB,
-    LIST_JOBS,
-    LIST_CHECKPOINTS,
-    STREAM_LOGS,
-    LIST_MODELS,
-    GET_MODEL,
-    GET_DATASET,
-    LIST_DATASETS,
+GET_DATASET = Method(
+    datasets.GetDatasetRequest, datasets.GetDatasetResponse, _QUICK, is_repeatable=True
 )
-"""What gRPC may send again after UNAVAILABLE, before a first response, because that changes
-nothing: reading, and Train, which always carries a request id."""
+LIST_DATASETS = Method(
+    datasets.ListDatasetsRequest, datasets.ListDatasetsResponse, _QUICK, is_repeatable=True
+)
+DELETE_DATASET = Method(datasets.DeleteDatasetRequest, datasets.DeleteDatasetResponse, _PLAIN)

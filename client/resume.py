@@ -5,12 +5,12 @@ stream that breaks goes on from the last number seen plus 1; a log goes on from 
 """
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from client.errors import Cancelled, DeadlineExceeded, InternalError, NanoGPTError, Unavailable
+from client.repetition import MAX_ATTEMPTS, pause_seconds
 from protos.nanogpt.v1.training_pb2 import (
     ServerSource,
     StateChange,
@@ -22,8 +22,6 @@ from protos.nanogpt.v1.training_pb2 import (
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_SECONDS = 0.2
-LONGEST_PAUSE_SECONDS = 5.0
 PATIENCE_SECONDS = 600.0
 """How long a stream may stay broken before its error is raised: ample for a server's restart."""
 
@@ -65,20 +63,13 @@ class _Patience:
     def pause_seconds(self, error: NanoGPTError) -> float:
         """How long to wait before the next request.
 
-        Raises the error if asking again cannot help: nothing ever arrived, it is of another kind
-        than a lost connection, or PATIENCE_SECONDS have passed without news.
+        Raises the error if asking again cannot help: it is of another kind than a lost connection,
+        PATIENCE_SECONDS have passed without news, or MAX_ATTEMPTS if there never was any.
         """
-        if (
-            self._last_news is None
-            or not is_lost_connection(error)
-            or self._clock() - self._last_news > PATIENCE_SECONDS
-        ):
+        if not is_lost_connection(error) or self._has_waited_enough():
             raise error
-        # Doubles each time, and spreads the clients of a restarted server over the pause.
-        pause: float = min(FIRST_PAUSE_SECONDS * 2**self._failures, LONGEST_PAUSE_SECONDS)
-        pause *= random.uniform(0.5, 1)
         self._failures += 1
-        pause = max(pause, error.details.retry_seconds or 0)
+        pause = max(pause_seconds(self._failures), error.details.retry_seconds or 0)
         log.warning(
             "lost %s (%s); asking again%s in %.1f s",
             self._subject,
@@ -87,6 +78,11 @@ class _Patience:
             pause,
         )
         return pause
+
+    def _has_waited_enough(self) -> bool:
+        if self._last_news is None:
+            return self._failures >= MAX_ATTEMPTS - 1
+        return self._clock() - self._last_news > PATIENCE_SECONDS
 
     def _place(self) -> str:
         """Where the next request begins, in words."""

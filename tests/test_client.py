@@ -24,8 +24,9 @@ from client.errors import (
     Unavailable,
 )
 from client.methods import Method
+from client.repetition import FIRST_PAUSE_SECONDS
 from client.requests import CHUNK_BYTES, GenerateOptions, generate_request
-from client.resume import FIRST_PAUSE_SECONDS, PATIENCE_SECONDS, LogCursor, MetricsCursor
+from client.resume import PATIENCE_SECONDS, LogCursor, MetricsCursor
 from protos.nanogpt.v1 import datasets_pb2, inference_pb2, models_pb2, training_pb2
 
 UNAVAILABLE = rich_status(grpc.StatusCode.UNAVAILABLE, "stopping")
