@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nanogpt import durable
 from nanogpt.config import ModelConfig
@@ -184,7 +185,7 @@ def build_model(config: ModelConfig, state: dict[str, Tensor]) -> GPT:
     # copied, so that they no longer depend on a file that is mapped into memory
     weights = {name: state[name].to(torch.float32, copy=True) for name in state if name != TIED}
     weights[TIED] = weights[TIED_TO]
-    with torch.device("meta"):  # shapes only: drawing weights to overwrite them takes long
+    with torch.device("meta"), _ShapesOnly():
         model = GPT(config)
     try:
         model.load_state_dict(weights, assign=True)
@@ -192,6 +193,19 @@ def build_model(config: ModelConfig, state: dict[str, Tensor]) -> GPT:
         raise ValueError("the weights do not have the stated shape") from error
     model.transformer.wte.weight = model.lm_head.weight
     return model
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Draws no first weights, which would be overwritten: even without memory behind them it takes
+    PyTorch two seconds to begin, since it then imports its compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def verify(folder: Path) -> CheckpointMeta:

@@ -8,6 +8,8 @@ decodes, then prefills. All N go through the linear layers as one sequence, (1, 
 each weight is read once a step; only attention takes them apart.
 """
 
+import math
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,8 +45,8 @@ class KVCache:
     ) -> None:
         shape = (config.n_layer, num_slots, config.n_head, config.block_size, config.head_size)
         # zeros, not empty: a masked position has weight 0, but 0 times NaN is NaN
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, S, H, P, D)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = _zeros(shape, dtype, device)  # (L, S, H, P, D)
+        self.values = _zeros(shape, dtype, device)
 
     def copy(self, from_slot: int, to_slot: int, num_tokens: int) -> None:
         """Copies the first `num_tokens` positions of a slot."""
@@ -55,6 +57,16 @@ class KVCache:
         """Forgets what a failed computation may have left: NaN would spoil the next owner."""
         self.keys[:, slot] = 0
         self.values[:, slot] = 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As torch.zeros, which on a CPU writes all of it: gigabytes that most slots never use. These
+    are pages of the system's, which take neither time nor memory until they are written to."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 class CachedAttention:
