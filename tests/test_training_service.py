@@ -1,6 +1,7 @@
 """TrainingService over gRPC: first with scripted trainers, then with real ones, killed and all."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -38,6 +39,7 @@ from protos.nanogpt.v1 import training_pb2 as pb
 from protos.nanogpt.v1 import training_pb2_grpc as pb_grpc
 from server.interceptors import Gate, interceptor_chain
 from server.jobs import service as service_module
+from server.jobs import tail as tail_module
 from server.jobs.job import JobState
 from server.jobs.launcher import LocalLauncher, LocalTrainer
 from server.jobs.publication import publish_best
@@ -54,8 +56,9 @@ Code = grpc.StatusCode
 class Server:
     """A JobService behind gRPC."""
 
-    def __init__(self, jobs: JobService, stub: pb_grpc.TrainingServiceStub) -> None:
+    def __init__(self, jobs: JobService, address: str, stub: pb_grpc.TrainingServiceStub) -> None:
         self.jobs = jobs
+        self.address = address
         self.stub = stub
 
     async def train(self, **values: Any) -> pb.Job:
@@ -90,7 +93,7 @@ async def serving(
     jobs.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Server(jobs, pb_grpc.TrainingServiceStub(channel))
+            yield Server(jobs, f"127.0.0.1:{port}", pb_grpc.TrainingServiceStub(channel))
     finally:
         await jobs.drain(30)
         await server.stop(0)
@@ -576,6 +579,65 @@ async def test_a_stream_that_names_a_limit_declares_what_it_left_out(tmp_path: P
         bad = server.stub.StreamMetrics(pb.StreamMetricsRequest(job_id=job_id, max_behind=0))
         code, _, fields = await refused(bad.read())
         assert (code, fields) == (Code.INVALID_ARGUMENT, {"max_behind"})
+
+
+async def test_readers_that_do_not_read_cost_nobody_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of events are written while two of three readers read nothing."""
+    num_steps, begin, left = 5000, asyncio.Event(), asyncio.Event()
+    made = 0
+    make = training_service._event
+
+    def counted(event: Event) -> pb.StreamMetricsResponse:
+        nonlocal made
+        made += 1
+        return make(event)
+
+    async def write(trainer: FakeTrainer) -> int:
+        await begin.wait()
+        for first in range(0, num_steps, 100):  # in pieces, so that the loop turns meanwhile
+            await asyncio.to_thread(record, trainer.run, *map(step, range(first, first + 100)))
+        record(trainer.run, checkpoint(num_steps))
+        left.set()
+        return 0
+
+    monkeypatch.setattr(training_service, "_event", counted)
+    monkeypatch.setattr(tail_module, "PIECE_BYTES", 1 << 14)
+    async with serving(tmp_path, FakeLauncher(write)) as server, few_bytes(server) as stub:
+        job_id = (await server.train()).id
+        slow = [
+            stub.StreamMetrics(pb.StreamMetricsRequest(job_id=job_id, **limit))
+            for limit in ({}, {"max_behind": 100})
+        ]
+        for stream in slow:
+            await stream.read()  # the state: it is subscribed
+        fast = asyncio.create_task(collect(server.follow(job_id)))
+        begin.set()
+        await left.wait()  # the trainer waits for nobody,
+        every = list(range(1, num_steps + 2))
+        assert sequences(await fast) == every  # nor does who reads
+        # what waits is on the disk: on the wire and in memory is a little of it
+        assert made < num_steps * 1.5
+        alive = sum(type(found) is Event for found in gc.get_objects())
+        assert alive < tail_module.RECENT_EVENTS + 500
+
+        complete, in_time = [await collect(stream) for stream in slow]
+        assert sequences(complete) == every
+        assert not any(response.HasField("skipped") for response in complete)
+        heard, gaps = sequences(in_time), [r.skipped for r in in_time if r.HasField("skipped")]
+        left_out = [n for gap in gaps for n in range(gap.first_sequence, gap.last_sequence + 1)]
+        assert len(left_out) > num_steps / 2
+        assert sorted(heard + left_out) == every  # each is read or declared, and once
+        assert every[-100:] == heard[-100:]
+
+
+@asynccontextmanager
+async def few_bytes(server: Server) -> AsyncIterator[pb_grpc.TrainingServiceStub]:
+    """A channel that takes 64 KiB of what nobody reads, and does not learn to take more."""
+    options = [("grpc.http2.bdp_probe", 0)]
+    async with grpc.aio.insecure_channel(server.address, options=options) as channel:
+        yield pb_grpc.TrainingServiceStub(channel)
 
 
 # from here on: real trainers
