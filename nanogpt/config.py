@@ -47,10 +47,10 @@ class Range:
     def __str__(self) -> str:
         if self.choices is not None:
             return "one of " + ", ".join(self.choices)
-        low = f"[{self.ge:g}" if self.ge is not None else "(-inf"
-        low = f"({self.gt:g}" if self.gt is not None else low
-        high = f"{self.le:g}]" if self.le is not None else "inf)"
-        high = f"{self.lt:g})" if self.lt is not None else high
+        low = f"[{_shown(self.ge)}" if self.ge is not None else "(-inf"
+        low = f"({_shown(self.gt)}" if self.gt is not None else low
+        high = f"{_shown(self.le)}]" if self.le is not None else "inf)"
+        high = f"{_shown(self.lt)})" if self.lt is not None else high
         return f"in {low}, {high}"
 
     def allows(self, value: Any) -> bool:
@@ -65,6 +65,11 @@ class Range:
             and (self.le is None or value <= self.le)
             and (self.lt is None or value < self.lt)
         )
+
+
+def _shown(bound: float) -> str:
+    """Whole numbers with all their digits, others with as many as they need."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def option(default: Any, help: str, **bounds: Any) -> Any:
