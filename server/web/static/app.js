@@ -104,7 +104,8 @@ async function about() {
     h("span", {}, `nanogpt-service ${server.version}`),
     h("span", {}, "gRPC on ", h("code", {}, server.grpc_address)),
     h("span", {}, `${server.device} · ${server.device_name}`),
-    h("a", { href: "/metrics" }, "metrics"));
+    h("a", { href: "/metrics" }, "metrics"),
+    h("span", {}, "charts: uPlot © Leon Sorokin, ", h("a", { href: "/static/uplot-license.txt", target: "_blank" }, "MIT")));
 }
 
 frame();
