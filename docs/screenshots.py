@@ -36,6 +36,13 @@ CONFIG = {
     "log_interval": 2,
 }
 RATES = {"warm": 1e-3, "warmer": 4e-3}
+WRITE_FOR_LONG = """() => {
+  const body = JSON.stringify({ model: "warmer", stopping: { max_new_tokens: 60000 } });
+  const headers = { "Content-Type": "application/json" };
+  const write = () => { fetch("/api/generate", { method: "POST", headers, body }); };
+  for (const seconds of [0, 2, 4]) setTimeout(write, 1000 * seconds);
+}"""
+"""Requests that begin one after the other and end with the page."""
 
 
 def main() -> None:
@@ -85,6 +92,7 @@ def shoot(url: str, job_id: str) -> None:
             save(page, f"runs-{scheme}")
             page.goto(f"/runs/{job_id}")
             page.get_by_label("Smoothing").fill("0.9")
+            page.get_by_label("Smoothing").blur()
             save(page, f"run-{scheme}")
             page.goto("/new")
             page.get_by_text("Tokens in all").wait_for()
@@ -94,7 +102,8 @@ def shoot(url: str, job_id: str) -> None:
             save(page, f"playground-{scheme}")
             page.goto("/serving")
             page.get_by_text("First token").wait_for()
-            page.wait_for_timeout(3000)
+            page.evaluate(WRITE_FOR_LONG)
+            page.wait_for_timeout(8000)
             save(page, f"serving-{scheme}")
             page.goto("/datasets")
             page.get_by_text("Upload a text").wait_for()

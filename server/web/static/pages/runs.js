@@ -193,7 +193,7 @@ function comparison() {
     (value) => chart.setLog(value === "log"));
   const note = h("p", { class: "note bad", role: "alert" });
   const element = h("section", { class: "panel", "aria-label": "Comparison", hidden: true },
-    h("div", { class: "row" }, which.element, scale, weight.element), note, chart.element);
+    h("div", { class: "row controls" }, which.element, scale, weight.element), note, chart.element);
 
   function draw() {
     chart.lines = jobs.map((job, index) => ({
