@@ -165,6 +165,7 @@ class App:
         )
         uses_kernels = settings.kernels != "torch" and self.device.type == "cpu"
         kernels = Kernels(settings.data_dir / "kernels" if uses_kernels else None)
+        self._on_stop.push_async_callback(asyncio.to_thread, kernels.close)
         if settings.kernels == "native" and await kernels.made() is None:
             raise CannotStart(f"there are no native kernels for {self.device.type} here")
         try:

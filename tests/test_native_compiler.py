@@ -1,8 +1,10 @@
 """One library a machine, whoever asks for it first; and a reason where none can be made."""
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -108,6 +110,49 @@ def test_a_compiler_that_hangs_is_ended_with_all_it_started(
     child = int((tmp_path / "count").read_text())
     while is_alive(child):  # the test's own timeout ends this
         pass
+
+
+def test_a_compiler_that_is_told_to_end_ends_with_all_it_started(
+    fake: Path, tmp_path: Path
+) -> None:
+    fake.write_text("#!/bin/sh\n[ $1 = --version ] && exit\nsleep 600 &\necho $! > $COUNT\nwait\n")
+    count, cancelled = tmp_path / "count", threading.Event()
+
+    def cancel_once_it_runs() -> None:
+        while not (count.exists() and count.read_text()):
+            pass
+        cancelled.set()
+
+    thread = threading.Thread(target=cancel_once_it_runs)
+    thread.start()
+    with pytest.raises(KernelsUnavailable, match="was ended before it was done"):
+        compiled_kernels(tmp_path / "kernels", cancelled=cancelled)
+    thread.join()
+    while is_alive(int(count.read_text())):  # the test's own timeout ends this
+        pass
+    assert not list((tmp_path / "kernels").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "c++ -march=x86-64",
+        "c++ -march=skylake-avx512",
+        "c++ -march=icelake-server",
+        "aarch64-linux-gnu-g++ -march=armv8-a",
+    ],
+    ids=["SSE2", "AVX-512", "AVX-512 VNNI", "NEON"],
+)
+def test_the_branches_for_other_processors_compile(command: str) -> None:
+    """Their results have to be tested where there is such a processor."""
+    program, flags = command.split()
+    compilers = compiler.find_compiler() if program == "c++" else [program]
+    checking = [*compilers, "-std=c++20", flags, "-fsyntax-only", "-Wno-psabi"]
+    if shutil.which(compilers[0]) is None:
+        pytest.skip(f"there is no {program}")
+    if subprocess.run([*checking, "-xc++", os.devnull], capture_output=True).returncode:
+        pytest.skip(f"this compiler has no {flags}")
+    subprocess.run([*checking, str(Path(compiler.__file__).parent / "gpt.cpp")], check=True)
 
 
 def test_a_folder_that_cannot_be_used(fake: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ which models use them.
 import asyncio
 import logging
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from nanogpt.inference.native.compiler import (
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 NICE = 5
 """Compiling yields to generation: a third of its share, not so little that it takes for ever."""
 
+CLOSE_SECONDS = 5.0
+
 
 class Kernels:
     """A library that may still be in the making. Any thread may ask for it."""
@@ -34,6 +36,7 @@ class Kernels:
         """
         self._found: Future[Library | None] = Future()  # once it is known whether to compile
         self._made: Future[Library | None] = Future()
+        self._closed = threading.Event()
         try:
             if folder is not None:
                 find_compiler()
@@ -63,6 +66,12 @@ class Kernels:
         """As `wait`, for the event loop."""
         return await asyncio.shield(asyncio.wrap_future(self._made))  # others wait for it too
 
+    def close(self) -> None:
+        """Ends a compiler that still runs. Returns once it is gone, or after some seconds if it is
+        another process that compiles."""
+        self._closed.set()
+        wait([self._made], CLOSE_SECONDS)
+
     def _make(self, folder: Path) -> None:
         library = None
         try:
@@ -70,11 +79,12 @@ class Kernels:
             if path is None:
                 self._found.set_result(None)
                 logger.info("compiling native kernels; PyTorch serves meanwhile")
-                path = compiled_kernels(folder, nice=NICE)
+                path = compiled_kernels(folder, nice=NICE, cancelled=self._closed)
             library = Library(path)
             logger.info("native kernels are ready: %s", path.name)
         except KernelsUnavailable as error:
-            _log(error)
+            if not self._closed.is_set():
+                _log(error)
         except Exception:  # a bug of ours must not leave loads waiting for ever
             logger.exception("native kernels failed; PyTorch serves")
         if not self._found.done():

@@ -12,10 +12,12 @@ import platform
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from threading import Event
 
 FLAGS = (
     "-std=c++20",
@@ -36,13 +38,17 @@ TIMEOUT_SECONDS = 1800.0
 """Ten seconds of a processor, which a busy machine may not give for long."""
 
 
+POLL_SECONDS = 0.1
+"""How soon a compiler ends that is told to."""
+
+
 class KernelsUnavailable(RuntimeError):
     """There is no library and none can be made here; the text says why, in one line."""
 
 
-def compiled_kernels(folder: Path, *, nice: int = 0) -> Path:
+def compiled_kernels(folder: Path, *, nice: int = 0, cancelled: Event | None = None) -> Path:
     """The library for this machine in `folder`, compiled first if it is not there yet, by a
-    process that yields to others as much as `nice` says, in [0, 19].
+    process that yields to others as much as `nice` says, in [0, 19], and ends if `cancelled`.
 
     Takes the compiler that $CXX names, or else the first of COMPILERS. Of several processes that
     need the same library one compiles and the others wait. Raises KernelsUnavailable.
@@ -55,7 +61,7 @@ def compiled_kernels(folder: Path, *, nice: int = 0) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(library.with_suffix(".lock")):
             if not library.exists():
-                _compile(compiler, library, nice)
+                _compile(compiler, library, nice, cancelled or Event())
     except OSError as error:
         raise KernelsUnavailable(f"{folder} cannot be used: {error}") from error
     return library
@@ -97,7 +103,7 @@ def _sources() -> list[Path]:
 
 
 def _version(compiler: list[str]) -> str:
-    return _run([*compiler, "--version"]).stdout
+    return _run([*compiler, "--version"], 0, Event()).stdout
 
 
 def _processor() -> str:
@@ -112,14 +118,14 @@ def _processor() -> str:
     )
 
 
-def _compile(compiler: list[str], library: Path, nice: int) -> None:
+def _compile(compiler: list[str], library: Path, nice: int, cancelled: Event) -> None:
     """Writes the library aside and renames it: whoever looks sees the whole or nothing."""
     for abandoned in library.parent.glob(f"{library.stem}.*.tmp"):
         abandoned.unlink()
     unfinished = library.with_suffix(f".{os.getpid()}.tmp")
     source = next(file for file in _sources() if file.suffix == ".cpp")
     try:
-        done = _run([*compiler, *FLAGS, str(source), "-o", str(unfinished)], nice)
+        done = _run([*compiler, *FLAGS, str(source), "-o", str(unfinished)], nice, cancelled)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line]
             problem = (lines or done.stderr.splitlines() or [f"exit code {done.returncode}"])[0]
@@ -129,7 +135,7 @@ def _compile(compiler: list[str], library: Path, nice: int) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _run(command: list[str], nice: int = 0) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], nice: int, cancelled: Event) -> subprocess.CompletedProcess[str]:
     lowered = ["nice", "-n", str(nice)] if nice and shutil.which("nice") else []
     try:
         with subprocess.Popen(
@@ -142,17 +148,27 @@ def _run(command: list[str], nice: int = 0) -> subprocess.CompletedProcess[str]:
             start_new_session=True,
         ) as process:
             try:
-                output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+                output, errors = _outputs(process, command[0], cancelled)
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)  # and what the compiler has started
                 raise
-    except subprocess.TimeoutExpired as error:
-        raise KernelsUnavailable(
-            f"{command[0]} did not finish within {TIMEOUT_SECONDS:g} s"
-        ) from error
     except OSError as error:
         raise KernelsUnavailable(f"{command[0]} cannot be run: {error}") from error
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def _outputs(process: subprocess.Popen[str], name: str, cancelled: Event) -> tuple[str, str]:
+    """What a process has written to its two outputs, once it is done."""
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while not cancelled.is_set():
+        try:
+            return process.communicate(timeout=POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > end:
+                raise KernelsUnavailable(
+                    f"{name} did not finish within {TIMEOUT_SECONDS:g} s"
+                ) from None
+    raise KernelsUnavailable(f"{name} was ended before it was done")
 
 
 @contextmanager
