@@ -31,6 +31,7 @@ from nanogpt.datasets.byte_length import mean_token_bytes
 from nanogpt.datasets.dataset import BadDataset, Dataset
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
+from nanogpt.training import limits as limits_module
 from nanogpt.training import trainer as trainer_module
 from nanogpt.training.batches import Batches, Stream
 from nanogpt.training.checkpoint_writer import CheckpointWriter
@@ -369,6 +370,7 @@ def test_time_is_counted_over_attempts(tmp_path, monkeypatch):
     """A step takes a second by this clock, and what is between attempts takes none."""
     now = 0.0
     clock = types.SimpleNamespace(perf_counter=lambda: now, time=lambda: 0.0)
+    monkeypatch.setattr(limits_module, "time", clock)
     monkeypatch.setattr(trainer_module, "time", clock)
     real = TrainingStep.__call__
 

@@ -40,6 +40,7 @@ from nanogpt.training.execution import (
     recorded_execution,
     use_attention,
 )
+from nanogpt.training.limits import Limits
 from nanogpt.training.memory import estimate_memory
 from nanogpt.training.optimizer import make_optimizer, set_learning_rate
 from nanogpt.training.report import Report
@@ -117,7 +118,6 @@ class Trainer:
         self._evaluator = Evaluator(train_tokens, val_tokens, config, should_stop, world)
         self._val_token_bytes = mean_token_bytes(dataset.tokenizer, val_tokens)
         self._prompts = prompts_of(config.sample_prompts, dataset.tokenizer)
-        self._last_step = last_step(config, len(train_tokens))
         where = _pick_device(config)
 
         if world.is_first:
@@ -160,12 +160,14 @@ class Trainer:
             self._checkpoints, config.keep_checkpoints, report, log, world
         )
         self._progress = Progress()
-        self._started, self._earlier_seconds = time.perf_counter(), 0.0
+        self._limits = Limits(config, len(train_tokens))
         report.started(self._describe_run())
         world.diverge_draws(config.seed, step=0)
+        seconds = 0.0
         if start.resumed is not None:
             self._go_on(start.resumed)
-        self._first_step = self._progress.step
+            seconds = start.resumed.snapshot.seconds
+        self._limits.go_on(self._progress.step, seconds)
         log(f"{STARTED_PREFIX}{self._progress.step}")
 
     def run(self) -> ExitCode:
@@ -188,7 +190,7 @@ class Trainer:
                 is_due = self._checkpoint_is_due(evaluated)
                 if is_due and not self._progress.skips:
                     self._progress.good_step = self._progress.step
-                if (ending := self._ending(time_is_up)) is not None:
+                if (ending := self._limits.ending(self._progress, time_is_up)) is not None:
                     self._save()
                     writer.wait()
                     self._report.sync()  # nobody will offer the last event again
@@ -219,7 +221,7 @@ class Trainer:
         self._window.add(result.loss, result.grad_norm)
         progress.step += 1
         progress.skips = 0
-        if progress.step % config.log_interval == 0 or progress.step == self._last_step:
+        if progress.step % config.log_interval == 0 or progress.step == self._limits.last_step:
             self._report.stepped(progress.step, rate, result)
 
     def _leave_out(self, result: StepResult) -> None:
@@ -279,7 +281,7 @@ class Trainer:
 
     def _evaluation_is_due(self, time_is_up: bool) -> bool:
         step, config = self._progress.step, self._config
-        scheduled = step % config.eval_interval == 0 or step >= self._last_step or time_is_up
+        scheduled = step % config.eval_interval == 0 or step >= self._limits.last_step or time_is_up
         return config.eval_only or (scheduled and step != self._progress.evaluated_step)
 
     def _evaluate(self) -> bool:
@@ -317,29 +319,10 @@ class Trainer:
         prompt = self._dataset.tokenizer.decode(prompt_ids)
         return Sample(self._progress.step, prompt, text, index)
 
-    def _ending(self, time_is_up: bool) -> ExitCode | None:
-        """How the run ends now, or None if it goes on."""
-        config, progress = self._config, self._progress
-        if config.eval_only or progress.step >= config.max_iters:
-            return ExitCode.DONE
-        patience, target = config.early_stop_patience, config.target_val_loss
-        if 0 < patience <= progress.stale_evaluations:
-            return ExitCode.EARLY_STOPPED
-        if progress.val_loss is not None and progress.val_loss <= target:
-            return ExitCode.EARLY_STOPPED
-        if progress.step >= self._last_step or time_is_up:
-            return ExitCode.LIMIT_REACHED
-        return None
-
-    def _seconds(self) -> float:
-        """Duration of the run over all attempts, without what a crash undid."""
-        return self._earlier_seconds + time.perf_counter() - self._started
-
     def _time_is_up(self) -> bool:
-        """An attempt that begins too late still takes a step, unless its losses are known."""
-        progress, limit = self._progress, self._config.max_seconds
-        is_new = progress.step > self._first_step or progress.step == progress.evaluated_step
-        return 0 < limit and self._world.any(limit <= self._seconds() and is_new)
+        """Whether it is for one of the processes; without a limit nobody asks the others."""
+        limit, limits = self._config.max_seconds, self._limits
+        return 0 < limit and self._world.any(limits.time_is_up(self._progress))
 
     def _checkpoint_is_due(self, evaluated: bool) -> bool:
         step, interval = self._progress.step, self._config.checkpoint_interval
@@ -363,7 +346,6 @@ class Trainer:
     def _go_on(self, resumed: Resumed) -> None:
         """Takes up a run where an earlier attempt left it."""
         self._restore(resumed)
-        self._earlier_seconds = resumed.snapshot.seconds
         if not self._evaluation_is_due(time_is_up=False):
             # a crash may have come between the checkpoint and its event
             self._report.record(written(resumed.meta))
@@ -406,7 +388,7 @@ class Trainer:
             dtype=device.dtype_name(self._dtype),
             peak_flops=peak_flops,
             peak_source=peak.source,
-            max_iters=self._last_step,
+            max_iters=self._limits.last_step,
             processes=self._world.size,
             estimated_memory_bytes=estimate_memory(self._model.config, self._config).total,
         )
@@ -418,7 +400,7 @@ class Trainer:
             dtype=device.dtype_name(self._dtype),
             scaler=self._step.scaler_state(),
             window=self._window.state(),
-            seconds=self._seconds(),
+            seconds=self._limits.seconds(),
             config=self._config.to_mapping(),
             dataset=dataset_identity(self._dataset),
             torch_version=torch.__version__,
@@ -440,16 +422,6 @@ class Trainer:
 
 def _say_nothing(line: str) -> None:
     """The log of a process that is not the first one."""
-
-
-def last_step(config: TrainConfig, train_tokens: int) -> int:
-    """Steps after which the first of the limits on steps, tokens and epochs is reached."""
-    limits = [float(config.max_iters)]
-    if config.max_tokens:
-        limits.append(config.max_tokens / config.tokens_per_step)
-    if config.max_epochs:
-        limits.append(config.max_epochs * train_tokens / config.tokens_per_step)
-    return math.ceil(min(limits))
 
 
 def _pick_device(config: TrainConfig) -> torch.device:
