@@ -53,18 +53,21 @@ class _Patience:
     def __init__(self, subject: str, clock: Callable[[], float]) -> None:
         self._subject = subject
         self._clock = clock
-        self._last_news: float | None = None  # clock's reading
+        self._heard_at: float | None = None  # clock's reading
         self._failures = 0  # since the last news
 
-    def _heard(self) -> None:
-        """The stream works."""
-        self._last_news, self._failures = self._clock(), 0
+    def _hear(self, *, is_news: bool) -> bool:
+        """The server has answered, so it is there; only with news the stream gets on as well."""
+        self._heard_at = self._clock()
+        if is_news:
+            self._failures = 0
+        return is_news
 
     def pause_seconds(self, error: NanoGPTError) -> float:
         """How long to wait before the next request.
 
         Raises the error if asking again cannot help: it is of another kind than a lost connection,
-        PATIENCE_SECONDS have passed without news, or MAX_ATTEMPTS if there never was any.
+        nothing was heard for PATIENCE_SECONDS, or for MAX_ATTEMPTS if nothing ever was.
         """
         if not is_lost_connection(error) or self._has_waited_enough():
             raise error
@@ -80,9 +83,9 @@ class _Patience:
         return pause
 
     def _has_waited_enough(self) -> bool:
-        if self._last_news is None:
+        if self._heard_at is None:
             return self._failures >= MAX_ATTEMPTS - 1
-        return self._clock() - self._last_news > PATIENCE_SECONDS
+        return self._clock() - self._heard_at > PATIENCE_SECONDS
 
     def _place(self) -> str:
         """Where the next request begins, in words."""
@@ -116,6 +119,9 @@ class MetricsCursor(_Patience):
 
         Each new stream begins with the job's state, which is news only if it changed.
         """
+        return self._hear(is_news=self._is_news(event))
+
+    def _is_news(self, event: StreamMetricsResponse) -> bool:
         if event.HasField("sequence"):
             if event.sequence < self._next_sequence:
                 return False
@@ -126,7 +132,6 @@ class MetricsCursor(_Patience):
             if event.state_change == self._state:
                 return False
             self._state = event.state_change
-        self._heard()
         return True
 
     def _place(self) -> str:
@@ -143,8 +148,7 @@ class ServingCursor(_Patience):
         return StreamMetricsRequest(server=ServerSource())
 
     def accept(self, event: StreamMetricsResponse) -> bool:
-        self._heard()
-        return True
+        return self._hear(is_news=True)
 
 
 class LogCursor(_Patience):
@@ -166,7 +170,7 @@ class LogCursor(_Patience):
     def accept(self, piece: StreamLogsResponse) -> bool:
         """A piece without text is a sign of life, and says where the log ends."""
         self._request.offset = piece.next_offset
-        self._heard()
+        self._hear(is_news=True)
         return bool(piece.text)
 
     def _place(self) -> str:

@@ -529,6 +529,22 @@ def test_a_cursor_gives_up_at_last():
         cursor.pause_seconds(Unavailable("gone"))
 
 
+def test_a_cursor_is_patient_with_a_server_that_answers_though_nothing_happens():
+    """A job may wait in the queue for long while the server restarts again and again."""
+    clock = Clock()
+    cursor = MetricsCursor("j1", 1, clock=clock)
+    queued = state(training_pb2.Job.STATE_QUEUED)
+    assert cursor.accept(queued)
+    for _ in range(3):
+        clock.seconds += PATIENCE_SECONDS
+        assert not cursor.accept(queued)
+        clock.seconds += 1
+        cursor.pause_seconds(Unavailable("gone"))
+    clock.seconds += PATIENCE_SECONDS
+    with pytest.raises(Unavailable):
+        cursor.pause_seconds(Unavailable("gone"))
+
+
 def test_a_cursor_asks_again_after_a_server_that_stopped_on_its_request():
     cursor = MetricsCursor("j1", 1)
     cursor.accept(recorded_events()[0])
