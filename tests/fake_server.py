@@ -120,8 +120,9 @@ class FakeServer(
         self.failures: dict[str, deque[grpc.Status]] = defaultdict(deque)
         """Statuses of the next calls, by RPC name."""
         self.breaks: deque[Break] = deque()
-        self.is_silent = False
         """How the next streams of events end early."""
+        self.is_silent = False
+        """Whether streams of events say nothing at all."""
         self.end = training.StateChange(state=training.Job.STATE_SUCCEEDED)
         """The state change that ends the job."""
         self.generate_ended = threading.Event()
@@ -135,7 +136,7 @@ class FakeServer(
         self.finish_making = threading.Event()
         self.warnings: list[str] = []
         """Of every dataset."""
-        self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
         for add in (
             inference_pb2_grpc.add_InferenceServiceServicer_to_server,
             training_pb2_grpc.add_TrainingServiceServicer_to_server,
@@ -143,7 +144,8 @@ class FakeServer(
             datasets_pb2_grpc.add_DatasetServiceServicer_to_server,
         ):
             add(self, self._server)
-        self.health = health.HealthServicer()
+        # the other kind sends while it holds the lock that the end of its streams needs
+        self.health = health.HealthServicer(experimental_non_blocking=False)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self.address = f"127.0.0.1:{self.port}"
