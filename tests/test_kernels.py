@@ -16,7 +16,9 @@ def compiling(monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(module, "find_compiler", lambda: ["c++"])
     monkeypatch.setattr(module, "cached_kernels", lambda folder: None)
-    monkeypatch.setattr(module, "compiled_kernels", lambda folder, nice: gate.wait(20) and folder)
+    monkeypatch.setattr(
+        module, "compiled_kernels", lambda folder, nice, cancelled: gate.wait(20) and folder
+    )
     monkeypatch.setattr(module, "Library", lambda path: path)
     yield gate
     gate.set()
@@ -49,7 +51,7 @@ async def test_without_a_compiler_that_is_said_once(tmp_path, monkeypatch, caplo
 def test_a_compilation_that_fails_is_said_once_and_keeps_nobody(
     compiling, tmp_path, monkeypatch, caplog, error
 ):
-    def fail(folder, nice):
+    def fail(folder, nice, cancelled):
         raise error
 
     monkeypatch.setattr(module, "compiled_kernels", fail)

@@ -339,7 +339,7 @@ def compiling(kernels, monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(kernels_module, "cached_kernels", lambda folder: None)
     monkeypatch.setattr(
-        kernels_module, "compiled_kernels", lambda folder, nice: gate.wait(20) and folder
+        kernels_module, "compiled_kernels", lambda folder, nice, cancelled: gate.wait(20) and folder
     )
     monkeypatch.setattr(kernels_module, "Library", lambda path: kernels)
     yield gate
@@ -372,7 +372,7 @@ async def test_kernels_take_over_from_pytorch_without_a_pause(tmp_path, builds, 
 
 
 async def test_without_kernels_pytorch_goes_on(tmp_path, compiling, builds, monkeypatch):
-    monkeypatch.setattr(kernels_module, "compiled_kernels", lambda folder, nice: 1 / 0)
+    monkeypatch.setattr(kernels_module, "compiled_kernels", lambda folder, nice, cancelled: 1 / 0)
     write_checkpoint(tmp_path / "models" / "tiny")
     async with model_store(tmp_path, kernels=Kernels(tmp_path)) as store:
         await store.load("tiny")

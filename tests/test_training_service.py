@@ -421,7 +421,9 @@ async def test_a_follower_that_leaves_cancels_nothing(server: Server) -> None:
         stream.cancel()
     while server.jobs._ledger._watchers != {job_id: 1}:  # the supervisor stays
         await asyncio.sleep(0.01)
-    assert (await server.job(job_id)).state == pb.Job.STATE_RUNNING
+    while (state := (await server.job(job_id)).state) == pb.Job.STATE_STARTING:
+        await asyncio.sleep(0.01)
+    assert state == pb.Job.STATE_RUNNING
 
 
 async def test_a_queued_and_a_running_job_are_cancelled(server: Server) -> None:
