@@ -14,6 +14,7 @@ from statistics import median
 import torch
 
 from benchmarks.cell import Cell, Guard
+from benchmarks.networks import CPU_SHAPE
 from benchmarks.plan import Options, Plan, single
 from nanogpt.config import TrainConfig
 from nanogpt.datasets.prepare import prepare_text
@@ -25,7 +26,7 @@ from nanogpt.training.trainer import train
 MOST = 1.05
 """How many times as long steps beside a checkpoint may take."""
 
-SMALL = TrainConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, dropout=0.0)
+SMALL = TrainConfig(**CPU_SHAPE)
 CHARACTERS = TrainConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=4, dropout=0.0)
 
 

@@ -5,16 +5,16 @@ python -m benchmarks.inference_picture     writes docs/inference.svg
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.inference_cells import loads
 from benchmarks.networks import CHAR, GPT2, Network
+from benchmarks.picture import DOCS, keep_picture
 from benchmarks.plan import Options
 from benchmarks.results import read_results
 from client.picture import Line, Panel, draw
 
-PICTURE = Path(__file__).parent.parent / "docs" / "inference.svg"
+PICTURE = DOCS / "inference.svg"
 SHOWN = ("float32", "int8")
 
 Result = dict[str, Any]
@@ -47,13 +47,8 @@ def _panel(network: Network, cells: dict[str, Result]) -> Panel | None:
 
 
 def main() -> int:
-    drawn = picture(read_results())
-    if drawn is None:
-        print("no network was measured at every concurrency beside a peer")
-        return 1
-    PICTURE.write_text(drawn)
-    print(f"written to {PICTURE}")
-    return 0
+    missing = "no network was measured at every concurrency beside a peer"
+    return keep_picture(picture(read_results()), PICTURE, missing)
 
 
 if __name__ == "__main__":

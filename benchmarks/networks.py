@@ -93,6 +93,16 @@ TINY = Network(
     prompt_tokens=4,
 )
 
+CPU_SHAPE: dict[str, Any] = {
+    "n_layer": 4,
+    "n_head": 4,
+    "n_embd": 128,
+    "block_size": 64,
+    "batch_size": 12,
+    "dropout": 0.0,
+}
+"""What nanoGPT trains on a CPU: https://github.com/karpathy/nanoGPT#i-only-have-a-macbook"""
+
 GUARD_TRAINING: dict[str, dict[str, Any]] = {
     "char": {"batch_size": 12, "max_iters": 800},
     "gpt2": {"batch_size": 8, "max_iters": 250},  # its output layer is 400 times as wide

@@ -34,7 +34,8 @@ from typing import Any
 import torch
 
 from benchmarks.cell import Cell, Guard
-from benchmarks.results import RESULTS, write_result
+from benchmarks.networks import CPU_SHAPE
+from benchmarks.results import RESULTS, read_results, write_result, write_results
 from nanogpt.config import TrainConfig, load_preset
 from nanogpt.datasets.prepare import prepare_text
 from nanogpt.device import device_name
@@ -46,12 +47,7 @@ RUNS = RESULTS.with_name("time_to_quality.json")
 TARGET = 1.8857
 
 NANOGPT_CPU = {
-    "n_layer": 4,
-    "n_head": 4,
-    "n_embd": 128,
-    "block_size": 64,
-    "batch_size": 12,
-    "dropout": 0.0,
+    **CPU_SHAPE,
     "max_iters": 2000,
     "lr_decay_iters": 2000,
     "eval_iters": 20,
@@ -87,23 +83,20 @@ class Run:
         """The lowest loss that it came to."""
         return min(loss for _, _, loss in self.curve)
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """What makes another run the same one."""
-        return self.recipe, json.dumps(self.values, sort_keys=True), self.target, self.seed
+
+def key_of(recipe: str, values: dict[str, Any], target: float, seed: int) -> tuple[object, ...]:
+    """What makes another run the same one."""
+    return recipe, json.dumps(values, sort_keys=True), target, seed
 
 
 def read_runs(path: Path) -> list[Run]:
     """All runs that are kept."""
-    return [Run(**run) for run in json.loads(path.read_text())] if path.exists() else []
+    return [Run(**run) for run in read_results(path)]
 
 
 def keep_run(run: Run, path: Path) -> None:
-    """Adds a run to the file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_suffix(".writing")
-    writing.write_text(json.dumps([asdict(r) for r in [*read_runs(path), run]], indent=1) + "\n")
-    writing.rename(path)
+    """Adds a run to the file."""
+    write_results([*read_results(path), asdict(run)], path)
 
 
 def recipe_values(name: str) -> dict[str, Any]:
@@ -171,16 +164,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--goal", type=float)
     options, rest = parser.parse_known_args(arguments)
     recipes, values = options.presets.split(","), _values(rest)
-    kept = {run.key: run for run in read_runs(RUNS)}
+    kept = {key_of(r.recipe, r.values, r.target, r.seed): r for r in read_runs(RUNS)}
     runs = []
     for seed in map(int, options.seeds.split(",")):
         for recipe in recipes:  # in turns
             changed = values if recipe == recipes[0] else {}
-            key = recipe, json.dumps(changed, sort_keys=True), options.target, seed
+            key = key_of(recipe, changed, options.target, seed)
             if key not in kept:
                 print(f"\n{recipe}, seed {seed}", flush=True)
-                keep_run(measure(options.text, recipe, changed, options.target, seed), RUNS)
-                kept = {run.key: run for run in read_runs(RUNS)}
+                kept[key] = measure(options.text, recipe, changed, options.target, seed)
+                keep_run(kept[key], RUNS)
             runs.append(kept[key])
     print(f"\n{'recipe':<28} {'seed':>5} {'steps':>6} {'seconds':>8} {'CPU s':>8} {'lowest':>8}")
     for run in runs:

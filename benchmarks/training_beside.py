@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.cell import Cell, Guard
-from benchmarks.networks import CHAR, dataset_of, prepare_network
+from benchmarks.networks import CHAR, CPU_SHAPE, dataset_of, prepare_network
 from benchmarks.plan import Options, Plan, Unmeasurable
 from benchmarks.serving_cells import cell, load_on, prompts
 from benchmarks.streams import LoadGenerator
@@ -24,12 +24,7 @@ LATENCY_FACTOR, TRAINING_FACTOR = 2.5, 2.0
 LATENCY = f"gap between tokens beside training, p99, {CHAR.title} x {STREAMS}"
 TRAINING = f"training step beside {STREAMS} streams, 4/4/128"
 JOB = {
-    "n_layer": 4,
-    "n_head": 4,
-    "n_embd": 128,
-    "block_size": 64,
-    "batch_size": 12,
-    "dropout": 0.0,
+    **CPU_SHAPE,
     "max_iters": 1_000_000,  # it is cancelled
     "eval_interval": 1_000_000,
     "eval_iters": 1,

@@ -9,16 +9,16 @@ run's end.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.picture import DOCS, keep_picture
 from benchmarks.results import read_results
 from benchmarks.time_to_quality import RUNS, Run, read_runs
 from benchmarks.training_step import CHARACTERS, ENCODER, GPT2, PLAIN, SMALL, TRANSFORMERS
 from client.picture import Line, Panel, draw
 
-PICTURE = Path(__file__).parent.parent / "docs" / "training.svg"
+PICTURE = DOCS / "training.svg"
 PLACES = {SMALL: "4/4/128", CHARACTERS: "6/6/384", GPT2: "GPT-2 124M"}
 CONTENDERS = {"ours": "ours", TRANSFORMERS: "transformers", PLAIN: "plain", ENCODER: "encoder"}
 POINTS = 12
@@ -79,13 +79,8 @@ def _loss_at(run: Run, moment: float) -> float:
 
 
 def main() -> int:
-    drawn = picture(read_results(), read_runs(RUNS))
-    if drawn is None:
-        print("neither training steps nor times to a loss are measured yet")
-        return 1
-    PICTURE.write_text(drawn)
-    print(f"written to {PICTURE}")
-    return 0
+    missing = "neither training steps nor times to a loss are measured yet"
+    return keep_picture(picture(read_results(), read_runs(RUNS)), PICTURE, missing)
 
 
 if __name__ == "__main__":

@@ -313,9 +313,7 @@ def pin_checkpoint(folder: Path) -> None:
     Raises FileNotFoundError if there is no such checkpoint.
     """
     durable.write_file(_pin_of(folder), b"")
-    if not folder.exists():  # pruned before the pin could be seen
-        unpin_checkpoint(folder)
-        raise _gone(folder)
+    _require_beside(_pin_of(folder), folder)
 
 
 def unpin_checkpoint(folder: Path) -> None:
@@ -334,9 +332,7 @@ def hold_checkpoint(folder: Path) -> None:
     Raises FileNotFoundError if there is no such checkpoint.
     """
     _hold_of(folder).touch()  # no flush: it need not survive the process
-    if not folder.exists():  # pruned before the hold could be seen
-        release_checkpoint(folder)
-        raise _gone(folder)
+    _require_beside(_hold_of(folder), folder)
 
 
 def release_checkpoint(folder: Path) -> None:
@@ -366,6 +362,13 @@ def _pin_of(folder: Path) -> Path:
 
 def _hold_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.held")
+
+
+def _require_beside(mark: Path, folder: Path) -> None:
+    """Takes a new mark back, and raises, if the checkpoint was pruned before it could be seen."""
+    if not folder.exists():
+        mark.unlink(missing_ok=True)
+        raise _gone(folder)
 
 
 def _is_kept(folder: Path) -> bool:

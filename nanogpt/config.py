@@ -336,6 +336,11 @@ class TrainConfig:
         """Tokens that each optimizer update sees."""
         return self.gradient_accumulation_steps * self.batch_size * self.block_size
 
+    @property
+    def sequence_shares(self) -> int:
+        """Parts that each micro-batch is cut into; 1 if processes share whole micro-batches."""
+        return 1 if self.gradient_accumulation_steps % self.processes == 0 else self.processes
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:

@@ -72,10 +72,7 @@ def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
         # two masks, and attention's weights before and after dropout, with their mask
         block += 2 * C + 3 * H * T
     backward = 12 * C  # gradients of the widest layer, while it is computed
-    # who shares whole micro-batches computes all sequences of one
-    shares_sequences = config.gradient_accumulation_steps % config.processes != 0
-    sequences = config.batch_size // (config.processes if shares_sequences else 1)
-    tokens = sequences * T
+    tokens = config.batch_size // config.sequence_shares * T
     # logits, their log-softmax, and the gradients of both; or some of them, and the head's gradient
     # a second time
     plain_head, chunked_head = 4 * V * tokens, CHUNKED_HEAD_BYTES // FLOAT_BYTES + V * C

@@ -260,9 +260,7 @@ def _memory_violations(
     needed = needed_with(config.batch_size)
     if needed <= available:
         return []
-    # batches that the processes can share
-    shares_sequences = config.gradient_accumulation_steps % config.processes != 0
-    smallest = config.processes if shares_sequences else 1
+    smallest = config.sequence_shares
     sizes = range(smallest, config.batch_size, smallest)
     fitting = bisect_right(sizes, available, key=needed_with)
     too_large = f"not even {smallest} fits: train a smaller model"
