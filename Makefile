@@ -6,17 +6,18 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 BENCH ?=
-CAMPAIGN ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CAMPAIGN_SCALE := 1
+CAMPAIGN = $(BIN)/python -m pytest -m campaign -s
 RAY_VENV := .venv-ray
 RAY_INSTALLED := $(RAY_VENV)/.installed
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I. --python_out=$(1) --pyi_out=$(1) \
 	--grpc_python_out=$(1) protos/nanogpt/v1/*.proto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo serve screenshots test test-ray check fix protos bench bench-peers campaign-quick campaign clean
+.PHONY: help venv demo serve screenshots test test-ray check fix protos bench bench-peers campaign-quick campaign campaign-kills campaign-crashes clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,11 +97,19 @@ build/peers/vllm/.installed: Makefile
 	build/peers/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
+# two parts beside each other: each of them waits for much of its time
 campaign-quick: $(INSTALLED)  ## kill servers and trainers at random, crash at every durable operation
-	CAMPAIGN_SCALE=1 $(BIN)/python -m pytest -m campaign -s tests/campaigns $(CAMPAIGN)
+	$(MAKE) --jobs=2 campaign-kills campaign-crashes CAMPAIGN_SCALE=1
 
-campaign: $(INSTALLED)  ## the same, ten times as often; CAMPAIGN='-k resume' for a part of it
-	CAMPAIGN_SCALE=10 $(BIN)/python -m pytest -m campaign -s tests/campaigns $(CAMPAIGN)
+campaign: $(INSTALLED)  ## the same, ten times as often
+	$(MAKE) --jobs=2 campaign-kills campaign-crashes CAMPAIGN_SCALE=10
+
+campaign-kills:
+	CAMPAIGN_SCALE=$(CAMPAIGN_SCALE) $(CAMPAIGN) tests/campaigns/test_kill_campaign.py
+
+campaign-crashes:
+	CAMPAIGN_SCALE=$(CAMPAIGN_SCALE) $(CAMPAIGN) tests/campaigns/test_crash_points.py \
+		tests/campaigns/test_resume_campaign.py
 
 clean:  ## remove what these commands made, except .venv and ./data
 	rm -rf build .demo benchmarks/out *.egg-info
