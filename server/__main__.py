@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # for one that lost its core made steps 20 times longer and answers 3 times slower. OpenMP reads
     # it when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # An engine's thread that comes back from a forward pass must not wait 5 ms, a step or more, for
+    # an event loop that is busy with what the step before brought.
+    sys.setswitchinterval(0.0005)
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",

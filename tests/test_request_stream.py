@@ -43,6 +43,29 @@ async def test_memory_is_bounded_by_tokens_not_steps():
     assert [t for event in events for t in event.token_ids] == list(range(3 * MAX_MERGED_TOKENS))
 
 
+async def test_tokens_that_follow_too_soon_come_together_and_the_end_at_once():
+    buffer = RequestStream(request("r"), 0.0, on_cancel=lambda *_: None, gap_seconds=lambda: 3600)
+    buffer.push(Started("r"))
+    assert await buffer.next() == [Started("r")]
+    buffer.push(delta(0, 1))
+    assert await buffer.next() == [delta(0, 1)]  # the first ones wait for nothing
+    reader = asyncio.create_task(buffer.next())
+    buffer.push(delta(0, 2))
+    await asyncio.sleep(0)
+    buffer.push(delta(0, 3))
+    await asyncio.sleep(0)
+    assert not reader.done()
+    buffer.push(Finished("r", 0, "length"))
+    assert await reader == [delta(0, 2, 3), Finished("r", 0, "length")]
+
+
+async def test_tokens_are_held_back_no_longer_than_the_gap():
+    buffer = RequestStream(request("r"), 0.0, on_cancel=lambda *_: None, gap_seconds=lambda: 0.001)
+    for token in range(3):
+        buffer.push(delta(0, token))
+        assert await buffer.next() == [delta(0, token)]
+
+
 async def test_next_waits_for_an_event():
     buffer = stream()
     reader = asyncio.create_task(buffer.next())

@@ -66,10 +66,12 @@ class Activations {
     Activations() = default;
     Activations(Precision precision, size_t num_rows, size_t num_inputs)
         : precision_(precision), inputs_(padded(num_inputs)), floats_(num_rows * inputs_) {
-        if (precision == Precision::INT8) {
+        if (precision == Precision::BFLOAT16 && BFLOAT16_PRODUCTS) {
+            halves_ = Memory<uint16_t>(num_rows * inputs_);
+        } else if (precision == Precision::INT8 && !QUAD_PRODUCTS) {
             shorts_ = Memory<int16_t>(num_rows * inputs_);
             scales_ = Memory<float>(num_rows);
-        } else if (precision == Precision::INT4) {
+        } else if (precision == Precision::INT8 || precision == Precision::INT4) {
             bytes_ = Memory<int8_t>(num_rows * inputs_);
             scales_ = Memory<float>(num_rows * inputs_ / GROUP);
             offsets_ = Memory<int32_t>(num_rows * inputs_ / GROUP);
@@ -79,28 +81,32 @@ class Activations {
     float* row(size_t row) const { return floats_.get() + row * inputs_; }
     size_t stride() const { return inputs_; }
     bool needs_rounding() const {
-        return precision_ == Precision::INT8 || precision_ == Precision::INT4;
+        return halves_.get() || shorts_.get() || bytes_.get();
     }
 
     Rows rows() const {
-        return {inputs_,      floats_.get(), shorts_.get(),
+        return {inputs_,      floats_.get(), halves_.get(), shorts_.get(),
                 bytes_.get(), scales_.get(), offsets_.get()};
     }
 
     /// To be called once a row is complete and before it is multiplied.
     void round(size_t index) const {
         const float* from = row(index);
-        if (precision_ == Precision::INT8) {
-            const float limit = Int8::largest_activation(inputs_);
-            scales_[index] = round_values(from, inputs_, limit, shorts_.get() + index * inputs_);
-        } else if (precision_ == Precision::INT4) {
+        if (halves_.get()) {
+            uint16_t* to = halves_.get() + index * inputs_;
+            for (size_t k = 0; k < inputs_; k += LANES)
+                store(to + k, to_bfloat16s(load_floats(from + k)));
+        } else if (shorts_.get()) {
+            int16_t* to = shorts_.get() + index * inputs_;
+            scales_[index] = round_values(from, inputs_, largest_short(inputs_), to);
+        } else if (bytes_.get()) {
             for (size_t k = 0; k < inputs_; k += GROUP) {
                 const size_t group = (index * inputs_ + k) / GROUP;
                 int8_t* to = bytes_.get() + index * inputs_ + k;
                 scales_[group] = round_values(from + k, GROUP, 127, to);
                 int32_t total = 0;
                 for (int i = 0; i < GROUP; i++) total += to[i];
-                offsets_[group] = Int4::ZERO * total;
+                offsets_[group] = (precision_ == Precision::INT8 ? INT8_ZERO : INT4_ZERO) * total;
             }
         }
     }
@@ -131,6 +137,7 @@ class Activations {
     Precision precision_ = Precision::FLOAT32;
     size_t inputs_ = 0;
     Memory<float> floats_;
+    Memory<uint16_t> halves_;
     Memory<int16_t> shorts_;
     Memory<int8_t> bytes_;
     Memory<float> scales_;
@@ -252,8 +259,13 @@ class Matrix {
             for (int panel = 0; panel < count; panel++) {
                 const void* block =
                     Kind::unpack(panels + panel * panel_bytes_, begin, end, unpacked);
+                const char* next = panels + std::min(panel + 1, count - 1) * panel_bytes_ +
+                                   Kind::panel_bytes(begin);
+                const size_t ahead = Kind::panel_bytes(end - begin) / num_tiles;
                 for (int tile = 0, row = 0; tile < num_tiles; tile++) {
                     const int last = (tile + 1) * rows / num_tiles;
+                    for (size_t at = 0; at < ahead; at += 64)
+                        __builtin_prefetch(next + tile * ahead + at, 0, 2);
                     multiply_tile<Kind, Kind::MAX_ROWS>(
                         x.from(row), last - row, block, scales + panel * PANEL, begin, end,
                         y + (row * count + panel) * PANEL, count * PANEL);

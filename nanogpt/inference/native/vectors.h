@@ -26,6 +26,20 @@ constexpr int LANES = 16;
 constexpr int LANES = 8;
 #endif
 
+/// Whether one instruction multiplies pairs of bfloat16 and adds them to float32.
+#if WIDE && defined(__AVX512BF16__)
+#define BFLOAT16_PRODUCTS 1
+#else
+#define BFLOAT16_PRODUCTS 0
+#endif
+
+/// Whether one instruction multiplies four pairs of bytes and adds them to a whole number.
+#if WIDE && defined(__AVX512VNNI__)
+#define QUAD_PRODUCTS 1
+#else
+#define QUAD_PRODUCTS 0
+#endif
+
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
 typedef int16_t Shorts __attribute__((vector_size(LANES * 4)));
@@ -162,15 +176,32 @@ inline float from_bfloat16(uint16_t half) {
     return value;
 }
 
+/// The same for LANES numbers.
+INLINE HalfWords to_bfloat16s(Floats values) {
+    const Ints words = bits<Ints>(values);
+    const Ints rounded = values == values ? words + 0x7fff + (words >> 16 & 1) : words | 0x400000;
+    return __builtin_convertvector(rounded >> 16, HalfWords);
+}
+
 INLINE Floats load_floats(const float* from) { return load<Floats>(from); }
 
 INLINE Floats load_floats(const uint16_t* from) {  // bfloat16
+#if WIDE  // GCC takes three instructions
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load<__m256i>(from)), 16);
+#endif
     return bits<Floats>(__builtin_convertvector(load<HalfWords>(from), Ints) << 16);
 }
 
+#if BFLOAT16_PRODUCTS
+/// sums + w[2i] x[0] + w[2i + 1] x[1] in lane i: bfloat16, each product added and rounded by itself.
+INLINE Floats add_pair_products(Floats sums, Ints w, Ints x) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)w, (__m512bh)x);
+}
+#endif
+
 /// sums + w[2i] x[0] + w[2i + 1] x[1] in lane i: whole numbers, exact below 2^31.
 INLINE Ints add_pair_products(Ints sums, Shorts w, Ints x) {
-#if WIDE && defined(__AVX512VNNI__)
+#if QUAD_PRODUCTS
     return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)w, (__m512i)x);
 #elif WIDE
     return sums + (Ints)_mm512_madd_epi16((__m512i)w, (__m512i)x);
@@ -182,10 +213,12 @@ INLINE Ints add_pair_products(Ints sums, Shorts w, Ints x) {
 #endif
 }
 
-/// Sums of products of four unsigned numbers below 16 and four signed bytes in each lane, for up
-/// to eight such products a lane: more could overflow the 16 bits that AVX2 adds in.
+/// A number plus products of four unsigned bytes and four signed ones in each lane. Without an
+/// instruction for it, the unsigned ones are below 16 and there are at most eight such products a
+/// lane: more could overflow the 16 bits that AVX2 adds in.
 struct QuadSums {
-#if defined(__AVX2__) && !(WIDE && defined(__AVX512VNNI__))
+#if defined(__AVX2__) && !QUAD_PRODUCTS
+    Ints start;
     Shorts sums{};
     INLINE void add(Bytes w, Ints x) {
 #if WIDE
@@ -194,9 +227,9 @@ struct QuadSums {
         sums += (Shorts)_mm256_maddubs_epi16((__m256i)w, (__m256i)x);
 #endif
     }
-    INLINE Ints total() const { return add_pair_products(Ints{}, sums, all_ints(0x00010001)); }
+    INLINE Ints total() const { return add_pair_products(start, sums, all_ints(0x00010001)); }
 #else
-    Ints sums{};
+    Ints sums;
     INLINE void add(Bytes w, Ints x) {
 #if WIDE
         sums = (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)w, (__m512i)x);

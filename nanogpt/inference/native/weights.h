@@ -7,8 +7,11 @@
 // the sums of the blocks before. Either way, and whatever ROWS and PANELS are, the sum of one
 // output runs over K in the same order, so a row's result has the same bits alone and in company.
 //
-// float32, bfloat16   products are added in float32, in the order of K
-// int8                one scale for each output; activations are rounded to 16 bits with one scale
+// float32             products are added in the order of K
+// bfloat16            the same in float32; where the processor multiplies bfloat16, activations are
+//                     rounded to it and products are added in pairs
+// int8                one scale for each output. Where the processor multiplies quads of bytes,
+//                     activations are as for int4; else they are rounded to 16 bits with one scale
 //                     for each row, and the sum over K is a whole number, which is exact
 // int4                one scale for each output and GROUP inputs; activations are rounded to 8 bits
 //                     with one scale for each row and GROUP. Whole numbers within a group, float32
@@ -24,6 +27,10 @@
 constexpr int PANEL = 2 * LANES;
 constexpr int GROUP = 32;  // of llama.cpp's Q4_0 and Q8_0 too
 
+// what is stored for a weight of 0 where unsigned bytes are multiplied: 1..255 mean -127..127, and
+// 0..15 mean -8..7
+constexpr int INT8_ZERO = 128, INT4_ZERO = 8;
+
 /// What all rows of activations, and all inputs of a matrix, are padded to with zeros.
 inline size_t padded(size_t count, size_t multiple = GROUP) {
     return (count + multiple - 1) / multiple * multiple;
@@ -33,15 +40,17 @@ inline size_t padded(size_t count, size_t multiple = GROUP) {
 struct Rows {
     size_t inputs = 0;
     const float* floats = nullptr;    // (rows, inputs)
+    const uint16_t* halves = nullptr; // (rows, inputs), bfloat16
     const int16_t* shorts = nullptr;  // (rows, inputs)
     const int8_t* bytes = nullptr;    // (rows, inputs)
-    const float* scales = nullptr;    // int8: (rows,); int4: (rows, inputs / GROUP)
-    const int32_t* offsets = nullptr; // int4: 8 times the sum of a group, as `scales`
+    const float* scales = nullptr;    // of shorts: (rows,); of bytes: (rows, inputs / GROUP)
+    const int32_t* offsets = nullptr; // of bytes, as `scales`: what unsigned weights add too much
 
     Rows from(size_t row) const {
         Rows rest = *this;
         const size_t groups = inputs / GROUP;
         rest.floats += row * inputs;
+        if (halves) rest.halves += row * inputs;
         if (shorts) rest.shorts += row * inputs, rest.scales += row;
         if (bytes)
             rest.bytes += row * inputs, rest.scales += row * groups, rest.offsets += row * groups;
@@ -59,6 +68,13 @@ struct Source {
     }
 };
 
+/// Activations 4 i to 4 i + 3 of a group, in every lane.
+INLINE Ints four(const Rows& x, int row, size_t group, int i) {
+    int32_t values;
+    std::memcpy(&values, x.bytes + row * x.inputs + group * GROUP + 4 * i, sizeof values);
+    return all_ints(values);
+}
+
 template <int ROWS>
 INLINE void load_sums(Floats (&sums)[ROWS][2], const float* y, size_t y_stride) {
 #pragma GCC unroll 12
@@ -73,6 +89,46 @@ INLINE void store_sums(const Floats (&sums)[ROWS][2 * PANELS], float* y, size_t 
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < 2 * PANELS; v++) store(y + r * y_stride + v * LANES, sums[r][v]);
+}
+
+/// Unsigned weights of eight inputs: of the first four in the halves of a panel, of the others.
+struct Octet {
+    Bytes first[2], second[2];
+
+    static INLINE Octet at(const char* from) {
+        return {{load<Bytes>(from), load<Bytes>(from + sizeof(Bytes))},
+                {load<Bytes>(from + 2 * sizeof(Bytes)), load<Bytes>(from + 3 * sizeof(Bytes))}};
+    }
+};
+
+/// sums[][at] and sums[][at + 1] += the products with GROUP inputs: whole numbers, scaled.
+/// `octet(i)` gives the weights of inputs 8 i to 8 i + 7.
+template <int ROWS, int COUNT, class Octets>
+INLINE void add_group(Floats (&sums)[ROWS][COUNT], int at, const Rows& x, size_t group,
+                      const Octets& octet, Floats left_scales, Floats right_scales) {
+    QuadSums quads[ROWS][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) {
+        const Ints start = all_ints(-x.offsets[r * (x.inputs / GROUP) + group]);
+        quads[r][0] = {start}, quads[r][1] = {start};
+    }
+#pragma GCC unroll 1  // else GCC keeps all products and adds them up in the end
+    for (int i = 0; i < GROUP / 8; i++) {
+        const Octet w = octet(i);
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; r++) {
+            const Ints first = four(x, r, group, 2 * i), second = four(x, r, group, 2 * i + 1);
+            quads[r][0].add(w.first[0], first), quads[r][1].add(w.first[1], first);
+            quads[r][0].add(w.second[0], second), quads[r][1].add(w.second[1], second);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) {
+        const Floats scale = all(x.scales[r * (x.inputs / GROUP) + group]);
+        sums[r][at] = fma(to_floats(quads[r][0].total()), left_scales * scale, sums[r][at]);
+        sums[r][at + 1] =
+            fma(to_floats(quads[r][1].total()), right_scales * scale, sums[r][at + 1]);
+    }
 }
 
 struct Float32 {
@@ -135,11 +191,12 @@ struct BFloat16 {
     static constexpr int MAX_ROWS = Float32::MAX_ROWS;
     static constexpr int FEW_ROWS = WIDE ? 12 : 4;
     static constexpr int PACKED_ROWS = WIDE ? 12 : 8;
-    static constexpr size_t BLOCK = Float32::BLOCK;
-    static constexpr size_t UNPACKED_BYTES = BLOCK * PANEL * sizeof(float);
+    static constexpr size_t BLOCK = BFLOAT16_PRODUCTS ? 256 : Float32::BLOCK;
+    static constexpr size_t UNPACKED_BYTES = BFLOAT16_PRODUCTS ? 0 : BLOCK * PANEL * sizeof(float);
     static size_t panel_bytes(size_t inputs) { return inputs * PANEL * sizeof(uint16_t); }
 
-    // pairs of inputs side by side: a shift and a mask then make float32 of a whole vector
+    // pairs of inputs side by side, as the instruction wants them; where there is none, a shift and
+    // a mask make float32 of a whole vector
     static void pack(const Source& source, size_t first, size_t inputs, char* panel, float*) {
         uint16_t* to = reinterpret_cast<uint16_t*>(panel);
         for (size_t k = 0; k < inputs; k += 2)
@@ -152,21 +209,26 @@ struct BFloat16 {
                                 size_t y_stride) {
         Floats sums[ROWS][2 * PANELS] = {};
         for (size_t k = 0; k < x.inputs; k += 2)
-#pragma GCC unroll 8
-            for (int v = 0; v < 2 * PANELS; v++) {
-                const Ints pairs = load<Ints>(panels + (v / 2) * panel_bytes(x.inputs) +
-                                              panel_bytes(k) + (v % 2) * sizeof(Ints));
-                const Floats even = even_of(pairs), odd = odd_of(pairs);
-#pragma GCC unroll 12
-                for (int r = 0; r < ROWS; r++) {
-                    const float* row = x.floats + r * x.inputs + k;
-                    sums[r][v] = fma(all(row[0]), even, sums[r][v]);
-                    sums[r][v] = fma(all(row[1]), odd, sums[r][v]);
-                }
-            }
+            add_products<ROWS, PANELS>(sums, x, k, panels + panel_bytes(k), panel_bytes(x.inputs));
         store_sums<ROWS, PANELS>(sums, y, y_stride);
     }
 
+#if BFLOAT16_PRODUCTS
+    static const void* unpack(const char* panel, size_t begin, size_t, void*) {
+        return panel + panel_bytes(begin);
+    }
+
+    template <int ROWS>
+    static INLINE void multiply_block(const Rows& x, const void* block, const float*, size_t begin,
+                                      size_t end, float* y, size_t y_stride) {
+        const char* from = static_cast<const char*>(block);
+        Floats sums[ROWS][2] = {};
+        if (begin) load_sums<ROWS>(sums, y, y_stride);
+        for (size_t k = begin; k < end; k += 2, from += panel_bytes(2))
+            add_products<ROWS, 1>(sums, x, k, from, 0);
+        store_sums<ROWS, 1>(sums, y, y_stride);
+    }
+#else
     /// float32, as Float32 packs it.
     static const void* unpack(const char* panel, size_t begin, size_t end, void* block) {
         float* to = static_cast<float*>(block);
@@ -184,14 +246,115 @@ struct BFloat16 {
                                       size_t begin, size_t end, float* y, size_t y_stride) {
         Float32::multiply_block<ROWS>(x, block, scales, begin, end, y, y_stride);
     }
+#endif
 
   private:
+    /// Those of inputs k and k + 1, with the pairs of each panel.
+    template <int ROWS, int PANELS>
+    static INLINE void add_products(Floats (&sums)[ROWS][2 * PANELS], const Rows& x, size_t k,
+                                    const char* from, size_t panel_size) {
+#pragma GCC unroll 4
+        for (int p = 0; p < PANELS; p++, from += panel_size) {
+            const Ints left = load<Ints>(from), right = load<Ints>(from + sizeof(Ints));
+#pragma GCC unroll 12
+            for (int r = 0; r < ROWS; r++) {
+                const size_t at = r * x.inputs + k;
+                sums[r][2 * p] = add_pair(sums[r][2 * p], left, x, at);
+                sums[r][2 * p + 1] = add_pair(sums[r][2 * p + 1], right, x, at);
+            }
+        }
+    }
+
+#if BFLOAT16_PRODUCTS
+    static INLINE Floats add_pair(Floats sum, Ints pairs, const Rows& x, size_t at) {
+        int32_t values;
+        std::memcpy(&values, x.halves + at, sizeof values);
+        return add_pair_products(sum, pairs, all_ints(values));
+    }
+#else
+    static INLINE Floats add_pair(Floats sum, Ints pairs, const Rows& x, size_t at) {
+        sum = fma(all(x.floats[at]), even_of(pairs), sum);
+        return fma(all(x.floats[at + 1]), odd_of(pairs), sum);
+    }
+#endif
+
     static INLINE Floats even_of(Ints pairs) { return bits<Floats>(pairs << 16); }
     static INLINE Floats odd_of(Ints pairs) {
         return bits<Floats>(pairs & static_cast<int32_t>(0xffff0000));
     }
 };
 
+/// The scale of an output's weights as -127 to 127.
+inline float int8_scale(const Source& source, size_t output, size_t inputs) {
+    float most = 0;
+    for (size_t k = 0; k < inputs; k++) most = std::max(most, std::fabs(source(output, k)));
+    return most / 127;
+}
+
+inline int32_t int8_of(float weight, float scale) {
+    return scale > 0 ? static_cast<int32_t>(std::lrintf(weight / scale)) : 0;
+}
+
+/// The largest rounded activation whose products with K weights still add up below 2^31.
+inline float largest_short(size_t inputs) {
+    return static_cast<float>(std::min<size_t>(32767, 2147483647 / (127 * inputs)));
+}
+
+#if QUAD_PRODUCTS
+struct Int8 {
+    static constexpr int MAX_ROWS = 6;
+    static constexpr int FEW_ROWS = 8;
+    static constexpr int PACKED_ROWS = 8;
+    static constexpr size_t BLOCK = 512;
+    static constexpr size_t UNPACKED_BYTES = 0;
+    static size_t panel_bytes(size_t inputs) { return inputs * PANEL; }
+
+    static void pack(const Source& source, size_t first, size_t inputs, char* panel,
+                     float* scales) {
+        uint8_t* to = reinterpret_cast<uint8_t*>(panel);
+        for (int j = 0; j < PANEL; j++) scales[first + j] = int8_scale(source, first + j, inputs);
+        for (size_t k = 0; k < inputs; k += 4)
+            for (int j = 0; j < PANEL; j++)
+                for (int i = 0; i < 4; i++)
+                    *to++ = static_cast<uint8_t>(
+                        int8_of(source(first + j, k + i), scales[first + j]) + INT8_ZERO);
+    }
+
+    template <int ROWS, int PANELS>
+    static INLINE void multiply(const Rows& x, const char* panels, const float* scales, float* y,
+                                size_t y_stride) {
+        Floats sums[ROWS][2 * PANELS] = {};
+        for (size_t group = 0; group < x.inputs / GROUP; group++)
+#pragma GCC unroll 4
+            for (int p = 0; p < PANELS; p++) {
+                const char* from = panels + p * panel_bytes(x.inputs) + panel_bytes(group * GROUP);
+                const float* scale = scales + p * PANEL;
+                add_group(
+                    sums, 2 * p, x, group, [&](int i) { return Octet::at(from + panel_bytes(8 * i)); },
+                    load<Floats>(scale), load<Floats>(scale + LANES));
+            }
+        store_sums<ROWS, PANELS>(sums, y, y_stride);
+    }
+
+    static const void* unpack(const char* panel, size_t begin, size_t, void*) {
+        return panel + panel_bytes(begin);
+    }
+
+    template <int ROWS>
+    static INLINE void multiply_block(const Rows& x, const void* block, const float* scales,
+                                      size_t begin, size_t end, float* y, size_t y_stride) {
+        const char* from = static_cast<const char*>(block);
+        const Floats left = load<Floats>(scales), right = load<Floats>(scales + LANES);
+        Floats sums[ROWS][2] = {};
+        if (begin) load_sums<ROWS>(sums, y, y_stride);
+        for (size_t group = begin / GROUP; group < end / GROUP; group++, from += panel_bytes(GROUP))
+            add_group(
+                sums, 0, x, group, [&](int i) { return Octet::at(from + panel_bytes(8 * i)); },
+                left, right);
+        store_sums<ROWS, 1>(sums, y, y_stride);
+    }
+};
+#else
 struct Int8 {
     static constexpr int MAX_ROWS = WIDE ? 12 : 6;
     static constexpr int FEW_ROWS = MAX_ROWS;
@@ -203,24 +366,12 @@ struct Int8 {
     static void pack(const Source& source, size_t first, size_t inputs, char* panel,
                      float* scales) {
         int8_t* to = reinterpret_cast<int8_t*>(panel);
-        for (int j = 0; j < PANEL; j++) {
-            float most = 0;
-            for (size_t k = 0; k < inputs; k++)
-                most = std::max(most, std::fabs(source(first + j, k)));
-            scales[first + j] = most / 127;
-        }
+        for (int j = 0; j < PANEL; j++) scales[first + j] = int8_scale(source, first + j, inputs);
         for (size_t k = 0; k < inputs; k += 2)
             for (int j = 0; j < PANEL; j++)
-                for (int i = 0; i < 2; i++) {
-                    const float scale = scales[first + j];
-                    const float value = source(first + j, k + i);
-                    *to++ = static_cast<int8_t>(scale > 0 ? std::lrintf(value / scale) : 0);
-                }
-    }
-
-    /// The largest activation whose products with K weights still add up below 2^31.
-    static float largest_activation(size_t inputs) {
-        return static_cast<float>(std::min<size_t>(32767, 2147483647 / (127 * inputs)));
+                for (int i = 0; i < 2; i++)
+                    *to++ = static_cast<int8_t>(
+                        int8_of(source(first + j, k + i), scales[first + j]));
     }
 
     template <int ROWS, int PANELS>
@@ -289,13 +440,13 @@ struct Int8 {
                       to_floats(sums[r][v]) * (all(x.scales[r]) * load<Floats>(scales + v * LANES)));
     }
 };
+#endif
 
 struct Int4 {
     static constexpr int MAX_ROWS = WIDE ? 8 : 4;
     static constexpr int FEW_ROWS = MAX_ROWS;
     static constexpr int PACKED_ROWS = MAX_ROWS;
     static constexpr size_t BLOCK = 768;
-    static constexpr int ZERO = 8;  // weights are stored as 0..15 and mean -8..7
     static constexpr size_t SCALES_BYTES = PANEL * sizeof(uint16_t);
     static constexpr size_t GROUP_BYTES = SCALES_BYTES + PANEL * GROUP / 2;
     static constexpr size_t UNPACKED_GROUP_BYTES = PANEL * sizeof(float) + PANEL * GROUP;
@@ -332,7 +483,7 @@ struct Int4 {
             if (std::fabs(group[i]) > std::fabs(most)) most = group[i];
         uint16_t best = 0;
         float least = INFINITY;
-        std::fill(whole, whole + GROUP, ZERO);
+        std::fill(whole, whole + GROUP, INT4_ZERO);
         for (int step = -4; step <= 4 && most != 0; step++) {
             const uint16_t half = to_bfloat16(most / (-8.0f + 0.25f * static_cast<float>(step)));
             const float scale = from_bfloat16(half);
@@ -340,7 +491,7 @@ struct Int4 {
             float error = 0;
             for (int i = 0; i < GROUP; i++) {
                 const float q = std::clamp(std::nearbyintf(group[i] / scale), -8.0f, 7.0f);
-                rounded[i] = static_cast<uint8_t>(static_cast<int>(q) + ZERO);
+                rounded[i] = static_cast<uint8_t>(static_cast<int>(q) + INT4_ZERO);
                 error += (q * scale - group[i]) * (q * scale - group[i]);
             }
             if (error < least) {
@@ -359,28 +510,11 @@ struct Int4 {
 #pragma GCC unroll 4
             for (int p = 0; p < PANELS; p++) {
                 const char* from = panels + p * panel_bytes(x.inputs) + group * GROUP_BYTES;
-                QuadSums quads[ROWS][2];
-#pragma GCC unroll 4
-                for (int quad = 0; quad < GROUP / 8; quad++)
-#pragma GCC unroll 2
-                    for (int half = 0; half < 2; half++) {
-                        const Ints packed = load<Ints>(from + SCALES_BYTES +
-                                                       (2 * quad + half) * sizeof(Ints));
-                        const Bytes low = low_of(packed), high = high_of(packed);
-#pragma GCC unroll 8
-                        for (int r = 0; r < ROWS; r++) {
-                            quads[r][half].add(low, four(x, r, group, 2 * quad));
-                            quads[r][half].add(high, four(x, r, group, 2 * quad + 1));
-                        }
-                    }
-#pragma GCC unroll 2
-                for (int half = 0; half < 2; half++) {
-                    const Floats scales = load_floats(
-                        reinterpret_cast<const uint16_t*>(from) + half * LANES);
-#pragma GCC unroll 8
-                    for (int r = 0; r < ROWS; r++)
-                        add_group(sums[r][2 * p + half], quads[r][half], x, r, group, scales);
-                }
+                const uint16_t* scales = reinterpret_cast<const uint16_t*>(from);
+                add_group(
+                    sums, 2 * p, x, group,
+                    [&](int i) { return octet_at(from + SCALES_BYTES + i * 2 * sizeof(Ints)); },
+                    load_floats(scales), load_floats(scales + LANES));
             }
         store_sums<ROWS, PANELS>(sums, y, y_stride);
     }
@@ -393,12 +527,8 @@ struct Int4 {
             for (int half = 0; half < 2; half++, to += sizeof(Floats))
                 store(to, load_floats(reinterpret_cast<const uint16_t*>(from) + half * LANES));
             from += SCALES_BYTES;
-            for (int quad = 0; quad < GROUP / 8; quad++, to += 4 * sizeof(Ints))
-                for (int half = 0; half < 2; half++, from += sizeof(Ints)) {
-                    const Ints packed = load<Ints>(from);
-                    store(to + half * sizeof(Ints), low_of(packed));
-                    store(to + (2 + half) * sizeof(Ints), high_of(packed));
-                }
+            for (int i = 0; i < GROUP / 8; i++, from += 2 * sizeof(Ints), to += sizeof(Octet))
+                store(to, octet_at(from));
         }
         return block;
     }
@@ -409,45 +539,24 @@ struct Int4 {
         const char* from = static_cast<const char*>(block);
         Floats sums[ROWS][2] = {};
         if (begin) load_sums<ROWS>(sums, y, y_stride);
-        for (size_t group = begin / GROUP; group < end / GROUP; group++) {
-            const char* scales = from;
-            from += PANEL * sizeof(float);
-            QuadSums quads[ROWS][2];
-#pragma GCC unroll 1  // else GCC keeps all products and adds them up in the end
-            for (int i = 0; i < GROUP / 4; i++, from += 2 * sizeof(Bytes)) {
-                const Bytes left = load<Bytes>(from), right = load<Bytes>(from + sizeof(Bytes));
-#pragma GCC unroll 8
-                for (int r = 0; r < ROWS; r++) {
-                    const Ints values = four(x, r, group, i);
-                    quads[r][0].add(left, values);
-                    quads[r][1].add(right, values);
-                }
-            }
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; half++)
-#pragma GCC unroll 8
-                for (int r = 0; r < ROWS; r++)
-                    add_group(sums[r][half], quads[r][half], x, r, group,
-                              load<Floats>(scales + half * sizeof(Floats)));
-        }
+        for (size_t group = begin / GROUP; group < end / GROUP;
+             group++, from += UNPACKED_GROUP_BYTES)
+            add_group(
+                sums, 0, x, group,
+                [&](int i) {
+                    return Octet::at(from + PANEL * sizeof(float) + i * sizeof(Octet));
+                },
+                load<Floats>(from), load<Floats>(from + sizeof(Floats)));
         store_sums<ROWS, 1>(sums, y, y_stride);
     }
 
   private:
+    /// The weights in two vectors of packed ones.
+    static INLINE Octet octet_at(const char* from) {
+        const Ints left = load<Ints>(from), right = load<Ints>(from + sizeof(Ints));
+        return {{low_of(left), low_of(right)}, {high_of(left), high_of(right)}};
+    }
+
     static INLINE Bytes low_of(Ints packed) { return bits<Bytes>(packed & 0x0f0f0f0f); }
     static INLINE Bytes high_of(Ints packed) { return bits<Bytes>(packed >> 4 & 0x0f0f0f0f); }
-
-    /// Activations 4 i to 4 i + 3 of a group, in every lane.
-    static INLINE Ints four(const Rows& x, int row, size_t group, int i) {
-        int32_t values;
-        std::memcpy(&values, x.bytes + row * x.inputs + group * GROUP + 4 * i, sizeof values);
-        return all_ints(values);
-    }
-
-    static INLINE void add_group(Floats& sum, const QuadSums& quads, const Rows& x, int row,
-                                 size_t group, Floats scales) {
-        const size_t at = row * (x.inputs / GROUP) + group;
-        const Ints whole = quads.total() - all_ints(x.offsets[at]);
-        sum = fma(to_floats(whole), scales * all(x.scales[at]), sum);
-    }
 };
