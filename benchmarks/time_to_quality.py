@@ -39,6 +39,7 @@ from benchmarks.results import RESULTS, read_results, write_result, write_result
 from nanogpt.config import TrainConfig, load_preset
 from nanogpt.datasets.prepare import prepare_text
 from nanogpt.device import device_name
+from nanogpt.training.allocator import keep_freed_memory
 from nanogpt.training.events import Evaluation, EventReader
 from nanogpt.training.run_directory import RunDirectory, RunSpec
 from nanogpt.training.trainer import train
@@ -114,6 +115,7 @@ def measure(text: Path, recipe: str, values: dict[str, Any], target: float, seed
         prepare_text(text, Path(folder) / "dataset", tokenizer="char")
         run = RunDirectory(Path(folder) / "run")
         run.write_spec(RunSpec("run", "model", "../dataset", TrainConfig.from_mapping(config)))
+        keep_freed_memory()  # as the process of a run does
         began, cpu = time.time(), time.process_time()
         train(run, run.read_spec())
         cpu = time.process_time() - cpu

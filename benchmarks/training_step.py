@@ -29,6 +29,7 @@ from nanogpt.device import device_name, dtype_name, measure_peak, pick_dtype
 from nanogpt.flops import training_flops_per_token
 from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
 from nanogpt.model import GPT
+from nanogpt.training.allocator import keep_freed_memory
 from nanogpt.training.batches import Batches, Stream
 from nanogpt.training.cross_entropy import LARGE_VOCABULARY, chunked_forward
 from nanogpt.training.execution import Execution, choose_execution, use_attention
@@ -88,6 +89,7 @@ def plans(options: Options) -> list[Plan]:
 def run(work: Work, quick: bool = False) -> Cell:
     """Measures one cell."""
     config, device = work.config, torch.device("cpu")
+    keep_freed_memory()  # as the trainer does; peers in this process profit too
     dtype = pick_dtype(config.dtype, device)
     ours, execution = our_step(work, initial_weights(work), dtype)
     contenders = {"ours": ours, **{name: peer(work, name) for name in peers_of(work)}}

@@ -124,9 +124,11 @@ def _train(
     # torch takes seconds to import: not before it is certain that there is something to do
     from nanogpt.datasets.dataset import BadDataset
     from nanogpt.device import is_out_of_memory
+    from nanogpt.training.allocator import keep_freed_memory
     from nanogpt.training.step import Diverged
     from nanogpt.training.trainer import train
 
+    keep_freed_memory()
     try:
         return train(directory, spec, should_stop=should_stop, log=_log, world=world)
     except InvalidConfig as error:
