@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from nanogpt.inference.native import compiler
-from nanogpt.inference.native.compiler import KernelsUnavailable, compiled_kernels
+from nanogpt.inference.native.compiler import KernelsUnavailable, cached_kernels, compiled_kernels
 from nanogpt.inference.native.library import Library
 
 FAKE = """#!/bin/sh
@@ -92,6 +92,20 @@ def test_why_there_are_no_kernels_is_one_line(
         compiled_kernels(tmp_path)
 
 
+def test_without_a_compiler_a_library_that_is_there_will_do(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kernels"
+    library = compiled_kernels(folder)
+    fake.unlink()
+    compiler.check_available(folder)
+    assert cached_kernels(folder) == compiled_kernels(folder) == library
+    monkeypatch.setattr(compiler, "_processor", lambda: "another one")
+    for ask in (compiler.check_available, cached_kernels, compiled_kernels):
+        with pytest.raises(KernelsUnavailable, match=r"no C\+\+ compiler"):
+            ask(folder)
+
+
 def test_a_compiler_that_fails_leaves_nothing(fake: Path, tmp_path: Path) -> None:
     fake.write_text("#!/bin/sh\necho 'gpt.cpp:1: error: too old' >&2\necho more >&2\nexit 1\n")
     with pytest.raises(KernelsUnavailable) as failed:
@@ -139,9 +153,10 @@ def test_a_compiler_that_is_told_to_end_ends_with_all_it_started(
         "c++ -march=x86-64",
         "c++ -march=skylake-avx512",
         "c++ -march=icelake-server",
+        "c++ -march=cooperlake",
         "aarch64-linux-gnu-g++ -march=armv8-a",
     ],
-    ids=["SSE2", "AVX-512", "AVX-512 VNNI", "NEON"],
+    ids=["SSE2", "AVX-512", "AVX-512 VNNI", "AVX-512 BF16", "NEON"],
 )
 def test_the_branches_for_other_processors_compile(command: str) -> None:
     """Their results have to be tested where there is such a processor."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from nanogpt.inference.native.compiler import (
     KernelsUnavailable,
     cached_kernels,
+    check_available,
     compiled_kernels,
-    find_compiler,
 )
 from nanogpt.inference.native.library import Library
 
@@ -39,7 +39,7 @@ class Kernels:
         self._closed = threading.Event()
         try:
             if folder is not None:
-                find_compiler()
+                check_available(folder)
                 threading.Thread(
                     target=self._make, args=(folder,), name="kernels", daemon=True
                 ).start()

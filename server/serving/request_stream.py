@@ -1,8 +1,9 @@
 """What one request gets back from an engine thread, and when it came.
 
-Events wait here until their reader takes them; while it is slow, or was served a moment ago, tokens
-of one sample merge, so what waits is bounded by the text itself and not by the number of steps. Belongs to the event loop:
-the engine thread never touches it, and it knows nothing about protobuf or metrics.
+Events wait here until their reader takes them. While it is slow, or was served a moment ago, tokens
+of one sample merge, so what waits is bounded by the text itself and not by the number of steps.
+Belongs to the event loop: the engine thread never touches it, and it knows nothing about protobuf
+or metrics.
 """
 
 import asyncio

@@ -14,20 +14,19 @@ template <class Stored> class Cache {
   public:
     Cache(size_t layers, size_t slots, size_t heads, size_t positions, size_t head_size)
         : layers_(layers), heads_(heads), head_size_(head_size), width_(padded(head_size, LANES)),
-          positions_(padded(positions, LANES)), keys_size_(positions_ * head_size_ + APART),
-          values_size_(positions_ * width_ + APART),
-          keys_(layers * slots * heads * keys_size_),
-          values_(layers * slots * heads * values_size_) {}
+          positions_(padded(positions, LANES)),
+          keys_(layers * slots * heads * positions_ * head_size),
+          values_(layers * slots * heads * positions_ * width_) {}
 
     size_t head_size() const { return head_size_; }
     size_t width() const { return width_; }  // of a value, padded with zeros
     size_t positions() const { return positions_; }
 
     Stored* keys(size_t slot, size_t layer, size_t head) const {
-        return keys_.get() + ((slot * layers_ + layer) * heads_ + head) * keys_size_;
+        return keys_.get() + ((slot * layers_ + layer) * heads_ + head) * positions_ * head_size_;
     }
     Stored* values(size_t slot, size_t layer, size_t head) const {
-        return values_.get() + ((slot * layers_ + layer) * heads_ + head) * values_size_;
+        return values_.get() + ((slot * layers_ + layer) * heads_ + head) * positions_ * width_;
     }
 
     /// Where number `i` of the key at `position` lies, relative to `keys`.
@@ -45,17 +44,12 @@ template <class Stored> class Cache {
     }
 
     void clear(size_t slot) const {
-        std::fill_n(keys(slot, 0, 0), layers_ * heads_ * keys_size_, Stored{});
-        std::fill_n(values(slot, 0, 0), layers_ * heads_ * values_size_, Stored{});
+        std::fill_n(keys(slot, 0, 0), layers_ * heads_ * positions_ * head_size_, Stored{});
+        std::fill_n(values(slot, 0, 0), layers_ * heads_ * positions_ * width_, Stored{});
     }
 
   private:
-    /// An odd number of cache lines between one head's positions and the next one's. Their sizes
-    /// are powers of 2 as a rule, so first positions, the most used ones, would share few places of
-    /// a cache and drive each other out.
-    static constexpr size_t APART = 17 * 64 / sizeof(Stored);
-
-    size_t layers_, heads_, head_size_, width_, positions_, keys_size_, values_size_;
+    size_t layers_, heads_, head_size_, width_, positions_;
     Memory<Stored> keys_, values_;
 };
 

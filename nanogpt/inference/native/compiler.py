@@ -2,7 +2,8 @@
 
 It knows nothing of what the kernels compute. Compiling takes some seconds of one core. A library
 belongs to the sources, the flags, the compiler and the processor that it was made from and for;
-what changes any of them gets another file, so a folder may be shared and outlive an upgrade.
+what changes any of them gets another file, so a folder may be shared and outlive an upgrade. Where
+there is no compiler, a library of these sources that one has made before will do.
 """
 
 import fcntl
@@ -53,10 +54,10 @@ def compiled_kernels(folder: Path, *, nice: int = 0, cancelled: Event | None = N
     Takes the compiler that $CXX names, or else the first of COMPILERS. Of several processes that
     need the same library one compiles and the others wait. Raises KernelsUnavailable.
     """
+    if found := cached_kernels(folder):
+        return found
     compiler = find_compiler()
-    library = folder / f"kernels-{_key(compiler)}.so"
-    if library.exists():
-        return library
+    library = _library(folder, compiler)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(library.with_suffix(".lock")):
@@ -70,8 +71,22 @@ def compiled_kernels(folder: Path, *, nice: int = 0, cancelled: Event | None = N
 def cached_kernels(folder: Path) -> Path | None:
     """The library for this machine in `folder`, None if it has yet to be compiled. Raises
     KernelsUnavailable if it could not be."""
-    library = folder / f"kernels-{_key(find_compiler())}.so"
+    try:
+        library = _library(folder, find_compiler())
+    except KernelsUnavailable:
+        if found := _made_before(folder):
+            return found
+        raise
     return library if library.exists() else None
+
+
+def check_available(folder: Path) -> None:
+    """Raises KernelsUnavailable if there is neither a compiler nor a library from one. Quick."""
+    try:
+        find_compiler()
+    except KernelsUnavailable:
+        if _made_before(folder) is None:
+            raise
 
 
 def find_compiler() -> list[str]:
@@ -87,13 +102,25 @@ def find_compiler() -> list[str]:
     raise KernelsUnavailable(f"there is no C++ compiler: none of {', '.join(COMPILERS)} is here")
 
 
-def _key(compiler: list[str]) -> str:
-    digest = hashlib.sha256()
-    for source in _sources():
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    for part in (*FLAGS, *compiler, _version(compiler), _processor()):
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:20]
+def _library(folder: Path, compiler: list[str]) -> Path:
+    made_with = _digest(*compiler, _version(compiler))
+    return folder / f"kernels-{_made_from()}-{made_with}.so"
+
+
+def _made_before(folder: Path) -> Path | None:
+    """The latest library of these sources for this processor, by whichever compiler."""
+    found = folder.glob(f"kernels-{_made_from()}-*.so")
+    return max(found, key=lambda library: library.stat().st_mtime, default=None)
+
+
+def _made_from() -> str:
+    """What stands for sources, flags and processor."""
+    sources = (part for file in _sources() for part in (file.name, file.read_text()))
+    return _digest(*sources, *FLAGS, _processor())
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _sources() -> list[Path]:

@@ -259,13 +259,13 @@ class Matrix {
             for (int panel = 0; panel < count; panel++) {
                 const void* block =
                     Kind::unpack(panels + panel * panel_bytes_, begin, end, unpacked);
+                // the next panel is asked for meanwhile, a share of it beside each tile
                 const char* next = panels + std::min(panel + 1, count - 1) * panel_bytes_ +
                                    Kind::panel_bytes(begin);
-                const size_t ahead = Kind::panel_bytes(end - begin) / num_tiles;
-                for (int tile = 0, row = 0; tile < num_tiles; tile++) {
+                const size_t share = Kind::panel_bytes(end - begin) / num_tiles;
+                for (int tile = 0, row = 0; tile < num_tiles; tile++, next += share) {
                     const int last = (tile + 1) * rows / num_tiles;
-                    for (size_t at = 0; at < ahead; at += 64)
-                        __builtin_prefetch(next + tile * ahead + at, 0, 2);
+                    for (size_t at = 0; at < share; at += 64) __builtin_prefetch(next + at, 0, 2);
                     multiply_tile<Kind, Kind::MAX_ROWS>(
                         x.from(row), last - row, block, scales + panel * PANEL, begin, end,
                         y + (row * count + panel) * PANEL, count * PANEL);
