@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 PANEL_WIDTH, PANEL_HEIGHT = 380, 250  # pixels, with the space around the plot
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 44, 58
 TICKS = 4
-LEGEND_WIDTH = 90
+CHARACTER_WIDTH = 7  # at most, of most letters
 
 # pairs that stay apart for colour-blind readers: https://jfly.uni-koeln.de/color/
 STYLE = """
@@ -77,10 +77,11 @@ def _panel(panel: Panel, horizontal: str) -> Iterator[str]:
         y = _y(top * tick / TICKS, top)
         kind = "grid" if tick else "axis"
         yield f'<line class="{kind}" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield _text(LEFT - 8, y + 4, f"{top * tick / TICKS:,.4g}", "end")
+        yield _text(LEFT - 8, y + 4, _number(top * tick / TICKS), "end")
     for place, label in enumerate(panel.places):
         yield _text(_x(place, len(panel.places)), bottom + 18, label, "middle")
     yield _text((LEFT + right) / 2, bottom + 34, horizontal, "middle")
+    legend = LEFT - 50
     for number, line in enumerate(panel.lines):
         points = [
             (_x(place, len(panel.places)), _y(value, top))
@@ -89,11 +90,11 @@ def _panel(panel: Panel, horizontal: str) -> Iterator[str]:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         yield f'<polyline class="line s{number}" points="{path}"/>'
         for (x, y), value in zip(points, line.values, strict=True):
-            tip = f"<title>{escape(line.name)}: {value:,.4g} {escape(panel.unit)}</title>"
+            tip = f"<title>{escape(line.name)}: {_number(value)} {escape(panel.unit)}</title>"
             yield f'<circle class="s{number}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{tip}</circle>'
-        legend = LEFT - 50 + number * LEGEND_WIDTH
         yield f'<circle class="s{number}" cx="{legend}" cy="{TOP - 14}" r="4"/>'
         yield _text(legend + 8, TOP - 10, line.name, "start")
+        legend += 24 + len(line.name) * CHARACTER_WIDTH
 
 
 def _x(place: int, count: int) -> float:
@@ -112,6 +113,11 @@ def _round_up(value: float) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 4, 8, 10) if value <= step * power * (1 + 1e-9))
+
+
+def _number(value: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

@@ -48,3 +48,12 @@ def test_texts_are_escaped_and_dark_pages_have_their_colours():
     assert drawing.find(f"{SVG}title").text == title
     assert not list(drawing.iter(f"{SVG}script"))
     assert "prefers-color-scheme: dark" in drawing.find(f"{SVG}style").text
+
+
+def test_long_names_stand_beside_each_other_and_large_numbers_have_all_digits():
+    names = ("fast_shakespeare_char", "nanogpt_cpu")
+    drawing = drawn(*(Line(name, (10_000.0, 9_999.5)) for name in names))
+    texts = list(drawing.iter(f"{SVG}text"))
+    first, second = (float(t.get("x")) for t in texts if t.text in names)
+    assert second - first > 6.5 * len(names[0])  # pixels of 12-point letters
+    assert "10,000" in {text.text for text in texts}
