@@ -54,10 +54,9 @@ def compiled_kernels(folder: Path, *, nice: int = 0, cancelled: Event | None = N
     Takes the compiler that $CXX names, or else the first of COMPILERS. Of several processes that
     need the same library one compiles and the others wait. Raises KernelsUnavailable.
     """
-    if found := cached_kernels(folder):
-        return found
-    compiler = find_compiler()
-    library = _library(folder, compiler)
+    library, compiler = _library(folder)
+    if library.exists():
+        return library
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(library.with_suffix(".lock")):
@@ -71,12 +70,7 @@ def compiled_kernels(folder: Path, *, nice: int = 0, cancelled: Event | None = N
 def cached_kernels(folder: Path) -> Path | None:
     """The library for this machine in `folder`, None if it has yet to be compiled. Raises
     KernelsUnavailable if it could not be."""
-    try:
-        library = _library(folder, find_compiler())
-    except KernelsUnavailable:
-        if found := _made_before(folder):
-            return found
-        raise
+    library, _ = _library(folder)
     return library if library.exists() else None
 
 
@@ -102,9 +96,16 @@ def find_compiler() -> list[str]:
     raise KernelsUnavailable(f"there is no C++ compiler: none of {', '.join(COMPILERS)} is here")
 
 
-def _library(folder: Path, compiler: list[str]) -> Path:
+def _library(folder: Path) -> tuple[Path, list[str]]:
+    """Where the library belongs and the compiler for it; without one, a library that is there."""
+    try:
+        compiler = find_compiler()
+    except KernelsUnavailable:
+        if found := _made_before(folder):
+            return found, []
+        raise
     made_with = _digest(*compiler, _version(compiler))
-    return folder / f"kernels-{_made_from()}-{made_with}.so"
+    return folder / f"kernels-{_made_from()}-{made_with}.so", compiler
 
 
 def _made_before(folder: Path) -> Path | None:

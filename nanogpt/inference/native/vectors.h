@@ -176,7 +176,7 @@ inline float from_bfloat16(uint16_t half) {
     return value;
 }
 
-/// The same for LANES numbers.
+/// As `to_bfloat16`, of LANES numbers.
 INLINE HalfWords to_bfloat16s(Floats values) {
     const Ints words = bits<Ints>(values);
     const Ints rounded = values == values ? words + 0x7fff + (words >> 16 & 1) : words | 0x400000;
