@@ -101,11 +101,13 @@ template <class Stored> class Gpt : public Network {
         for (int layer = 0; layer < shape.n_layer; layer++)
             layers_.emplace_back(layers[layer], width_, precision, pool_);
         head_ = Matrix(head_precision(), weights.lm_head, nullptr, shape.vocab_size, width_, pool_);
+        link();
         for (size_t i = 0; i < width_; i++) {
             const size_t head = i / cache_.head_size(), number = i % cache_.head_size();
             key_offsets_.push_back(cache_.keys(0, 0, head) - cache_.keys(0, 0, 0) +
                                    cache_.key_offset(0, number));
-            value_offsets_.push_back(cache_.values(0, 0, head) - cache_.values(0, 0, 0) + number);
+            value_offsets_.push_back(cache_.values(0, 0, head) - cache_.values(0, 0, 0) +
+                                     cache_.value_offset(0, number));
         }
     }
 
@@ -150,6 +152,17 @@ template <class Stored> class Gpt : public Network {
         size_t row;
         int count;
     };
+
+    /// Tells each matrix which one follows.
+    void link() {
+        Matrix* last = &head_;
+        for (Layer& layer : layers_)
+            for (Matrix* matrix : {&layer.attn, &layer.attn_proj, &layer.fc, &layer.proj}) {
+                last->set_next(*matrix);
+                last = matrix;
+            }
+        last->set_next(head_);
+    }
 
     // four bits are too few for the head of a small vocabulary
     Precision head_precision() const {
@@ -262,15 +275,17 @@ template <class Stored> class Gpt : public Network {
         const auto [slot, position] = tokens_[row];
         if (output + LANES <= width_) return store(queries_.row(row) + output, y);
         Stored* keys = cache_.keys(slot, layer, 0) + cache_.key_offset(position, 0);
-        Stored* values = cache_.values(slot, layer, 0) + position * cache_.width();
+        Stored* values = cache_.values(slot, layer, 0) + cache_.value_offset(position, 0);
+        Stored kept[LANES];
+        round_to(kept, y);
         for (int lane = 0; lane < LANES; lane++) {
             const size_t i = output + lane;
             if (i < width_)
                 queries_.row(row)[i] = y[lane];
             else if (i < 2 * width_)
-                put(keys + key_offsets_[i - width_], y[lane]);
+                keys[key_offsets_[i - width_]] = kept[lane];
             else if (i < 3 * width_)
-                put(values + value_offsets_[i - 2 * width_], y[lane]);
+                values[value_offsets_[i - 2 * width_]] = kept[lane];
         }
     }
 

@@ -158,6 +158,7 @@ class Matrix {
         const int num_panels = static_cast<int>(outputs_ / PANEL);
         with_kind([&](auto kind) { panel_bytes_ = kind.panel_bytes(inputs_); });
         panels_ = Memory<char>(num_panels * panel_bytes_);
+        set_next(*this);
         scales_ = Memory<float>(outputs_);
         bias_ = Memory<float>(outputs_);
         if (bias) std::copy(bias, bias + num_outputs, bias_.get());
@@ -169,6 +170,9 @@ class Matrix {
             });
         });
     }
+
+    /// Says which matrix is multiplied after this one: its beginning is asked for in good time.
+    void set_next(const Matrix& next) { next_ = next.panels_.get(); }
 
     /// Outputs, with the padding that `multiply` computes too.
     size_t num_outputs() const { return outputs_; }
@@ -185,10 +189,13 @@ class Matrix {
             alignas(64) float y[MAX_ROWS * MAX_PANELS * PANEL];
             const int first = task * per_task;
             const int count = std::min(per_task, num_panels - first);
+            // what this thread is likely to multiply next, if all are as fast as each other
+            const int next = first + per_task * pool.num_threads();
+            const char* after = next < num_panels ? panels_.get() + next * panel_bytes_ : next_;
             for (int row = 0; row < num_rows; row += MAX_ROWS) {
                 const int rows = std::min(MAX_ROWS, num_rows - row);
                 with_kind([&](auto kind) {
-                    multiply_panels<decltype(kind)>(x.from(row), rows, first, count, y);
+                    multiply_panels<decltype(kind)>(x.from(row), rows, first, count, after, y);
                 });
                 for (int r = 0; r < rows; r++)
                     for (int v = 0; v < 2 * count; v++) {
@@ -214,11 +221,11 @@ class Matrix {
     /// in seconds.
     template <class Kind>
     __attribute__((noinline)) void multiply_panels(const Rows& x, int rows, int first, int count,
-                                                   float* y) const {
+                                                   const char* after, float* y) const {
         const char* panels = panels_.get() + first * panel_bytes_;
         const float* scales = scales_.get() + first * PANEL;
         if (rows > Kind::PACKED_ROWS)
-            return multiply_many<Kind>(x, rows, panels, scales, count, y);
+            return multiply_many<Kind>(x, rows, panels, after, scales, count, y);
         const int num_tiles = (rows + Kind::FEW_ROWS - 1) / Kind::FEW_ROWS;
         for (int tile = 0, row = 0; tile < num_tiles; tile++) {
             const int last = (tile + 1) * rows / num_tiles;
@@ -248,10 +255,11 @@ class Matrix {
     }
 
     /// Blocks of inputs outermost: those of all rows stay in the second cache while the panels
-    /// pass by, and a panel's in the first while the rows do.
+    /// pass by, and a panel's in the first while the rows do. Weights that come next are asked for
+    /// meanwhile, at last those of `after`.
     template <class Kind>
-    void multiply_many(const Rows& x, int rows, const char* panels, const float* scales, int count,
-                       float* y) const {
+    void multiply_many(const Rows& x, int rows, const char* panels, const char* after,
+                       const float* scales, int count, float* y) const {
         alignas(64) char unpacked[std::max<size_t>(Kind::UNPACKED_BYTES, 1)];
         const int num_tiles = (rows + Kind::MAX_ROWS - 1) / Kind::MAX_ROWS;
         for (size_t begin = 0; begin < inputs_; begin += Kind::BLOCK) {
@@ -259,16 +267,17 @@ class Matrix {
             for (int panel = 0; panel < count; panel++) {
                 const void* block =
                     Kind::unpack(panels + panel * panel_bytes_, begin, end, unpacked);
-                // the next panel is asked for meanwhile, a share of it beside each tile
-                const char* next = panels + std::min(panel + 1, count - 1) * panel_bytes_ +
-                                   Kind::panel_bytes(begin);
+                const char* next = panel + 1 < count  ? panels + (panel + 1) * panel_bytes_ +
+                                                            Kind::panel_bytes(begin)
+                                   : end < inputs_ ? panels + Kind::panel_bytes(end)
+                                                   : after;
                 const size_t share = Kind::panel_bytes(end - begin) / num_tiles;
+                const size_t step = share / ((end - begin) / Kind::INPUTS_PER_ASK);
                 for (int tile = 0, row = 0; tile < num_tiles; tile++, next += share) {
                     const int last = (tile + 1) * rows / num_tiles;
-                    for (size_t at = 0; at < share; at += 64) __builtin_prefetch(next + at, 0, 2);
                     multiply_tile<Kind, Kind::MAX_ROWS>(
                         x.from(row), last - row, block, scales + panel * PANEL, begin, end,
-                        y + (row * count + panel) * PANEL, count * PANEL);
+                        {next, step}, y + (row * count + panel) * PANEL, count * PANEL);
                     row = last;
                 }
             }
@@ -277,24 +286,28 @@ class Matrix {
 
     template <class Kind, int ROWS>
     static void multiply_tile(const Rows& x, int rows, const void* block, const float* scales,
-                              size_t begin, size_t end, float* y, size_t stride) {
+                              size_t begin, size_t end, Ahead ahead, float* y,
+                              size_t stride) {
         if constexpr (ROWS > 1)
             if (rows < ROWS)
-                return multiply_tile<Kind, ROWS - 1>(x, rows, block, scales, begin, end, y, stride);
-        multiply_block<Kind, ROWS>(x, block, scales, begin, end, y, stride);
+                return multiply_tile<Kind, ROWS - 1>(x, rows, block, scales, begin, end, ahead, y,
+                                                     stride);
+        multiply_block<Kind, ROWS>(x, block, scales, begin, end, ahead, y, stride);
     }
 
     /// Never inlined: what the callers keep in registers would be taken from the sums.
     template <class Kind, int ROWS>
     __attribute__((noinline)) static void multiply_block(const Rows& x, const void* block,
                                                          const float* scales, size_t begin,
-                                                         size_t end, float* y, size_t stride) {
-        Kind::template multiply_block<ROWS>(x, block, scales, begin, end, y, stride);
+                                                         size_t end, Ahead ahead, float* y,
+                                                         size_t stride) {
+        Kind::template multiply_block<ROWS>(x, block, scales, begin, end, ahead, y, stride);
     }
 
     Precision precision_ = Precision::FLOAT32;
     size_t inputs_ = 0, outputs_ = 0, panel_bytes_ = 0;
     Memory<char> panels_;
+    const char* next_ = nullptr;  // first panel of the next matrix
     Memory<float> scales_;  // int8: one for each output
     Memory<float> bias_;
 };

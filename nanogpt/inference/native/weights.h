@@ -68,6 +68,18 @@ struct Source {
     }
 };
 
+/// Memory that is needed soon, asked for a few lines at a time beside the arithmetic: all at once,
+/// the requests would hold it up.
+struct Ahead {
+    const char* next;
+    size_t step;  // bytes
+
+    INLINE void ask() {
+        __builtin_prefetch(next, 0, 2);  // into the second cache
+        next += step;
+    }
+};
+
 /// Activations 4 i to 4 i + 3 of a group, in every lane.
 INLINE Ints four(const Rows& x, int row, size_t group, int i) {
     int32_t values;
@@ -136,6 +148,7 @@ struct Float32 {
     static constexpr int FEW_ROWS = MAX_ROWS;       // the same, of weights as packed
     static constexpr int PACKED_ROWS = MAX_ROWS;    // for more, unpacking pays
     static constexpr size_t BLOCK = 256;
+    static constexpr size_t INPUTS_PER_ASK = 1;
     static constexpr size_t UNPACKED_BYTES = 0;
     static size_t panel_bytes(size_t inputs) { return inputs * PANEL * sizeof(float); }
 
@@ -161,11 +174,14 @@ struct Float32 {
 
     template <int ROWS>
     static INLINE void multiply_block(const Rows& x, const void* block, const float*, size_t begin,
-                                      size_t end, float* y, size_t y_stride) {
+                                      size_t end, Ahead ahead, float* y, size_t y_stride) {
         const float* w = static_cast<const float*>(block);
         Floats sums[ROWS][2] = {};
         if (begin) load_sums<ROWS>(sums, y, y_stride);
-        for (size_t k = begin; k < end; k++, w += PANEL) add_products<ROWS, 1>(sums, x, k, w, 0);
+        for (size_t k = begin; k < end; k++, w += PANEL) {
+            ahead.ask();
+            add_products<ROWS, 1>(sums, x, k, w, 0);
+        }
         store_sums<ROWS, 1>(sums, y, y_stride);
     }
 
@@ -192,6 +208,7 @@ struct BFloat16 {
     static constexpr int FEW_ROWS = WIDE ? 12 : 4;
     static constexpr int PACKED_ROWS = WIDE ? 12 : 8;
     static constexpr size_t BLOCK = BFLOAT16_PRODUCTS ? 256 : Float32::BLOCK;
+    static constexpr size_t INPUTS_PER_ASK = BFLOAT16_PRODUCTS ? 2 : Float32::INPUTS_PER_ASK;
     static constexpr size_t UNPACKED_BYTES = BFLOAT16_PRODUCTS ? 0 : BLOCK * PANEL * sizeof(float);
     static size_t panel_bytes(size_t inputs) { return inputs * PANEL * sizeof(uint16_t); }
 
@@ -220,12 +237,14 @@ struct BFloat16 {
 
     template <int ROWS>
     static INLINE void multiply_block(const Rows& x, const void* block, const float*, size_t begin,
-                                      size_t end, float* y, size_t y_stride) {
+                                      size_t end, Ahead ahead, float* y, size_t y_stride) {
         const char* from = static_cast<const char*>(block);
         Floats sums[ROWS][2] = {};
         if (begin) load_sums<ROWS>(sums, y, y_stride);
-        for (size_t k = begin; k < end; k += 2, from += panel_bytes(2))
+        for (size_t k = begin; k < end; k += 2, from += panel_bytes(2)) {
+            ahead.ask();
             add_products<ROWS, 1>(sums, x, k, from, 0);
+        }
         store_sums<ROWS, 1>(sums, y, y_stride);
     }
 #else
@@ -243,8 +262,9 @@ struct BFloat16 {
 
     template <int ROWS>
     static INLINE void multiply_block(const Rows& x, const void* block, const float* scales,
-                                      size_t begin, size_t end, float* y, size_t y_stride) {
-        Float32::multiply_block<ROWS>(x, block, scales, begin, end, y, y_stride);
+                                      size_t begin, size_t end, Ahead ahead, float* y,
+                                      size_t y_stride) {
+        Float32::multiply_block<ROWS>(x, block, scales, begin, end, ahead, y, y_stride);
     }
 #endif
 
@@ -306,6 +326,7 @@ struct Int8 {
     static constexpr int FEW_ROWS = 8;
     static constexpr int PACKED_ROWS = 8;
     static constexpr size_t BLOCK = 512;
+    static constexpr size_t INPUTS_PER_ASK = 8;
     static constexpr size_t UNPACKED_BYTES = 0;
     static size_t panel_bytes(size_t inputs) { return inputs * PANEL; }
 
@@ -342,14 +363,19 @@ struct Int8 {
 
     template <int ROWS>
     static INLINE void multiply_block(const Rows& x, const void* block, const float* scales,
-                                      size_t begin, size_t end, float* y, size_t y_stride) {
+                                      size_t begin, size_t end, Ahead ahead, float* y,
+                                      size_t y_stride) {
         const char* from = static_cast<const char*>(block);
         const Floats left = load<Floats>(scales), right = load<Floats>(scales + LANES);
         Floats sums[ROWS][2] = {};
         if (begin) load_sums<ROWS>(sums, y, y_stride);
         for (size_t group = begin / GROUP; group < end / GROUP; group++, from += panel_bytes(GROUP))
             add_group(
-                sums, 0, x, group, [&](int i) { return Octet::at(from + panel_bytes(8 * i)); },
+                sums, 0, x, group,
+                [&](int i) {
+                    ahead.ask();
+                    return Octet::at(from + panel_bytes(8 * i));
+                },
                 left, right);
         store_sums<ROWS, 1>(sums, y, y_stride);
     }
@@ -360,6 +386,7 @@ struct Int8 {
     static constexpr int FEW_ROWS = MAX_ROWS;
     static constexpr int PACKED_ROWS = MAX_ROWS;
     static constexpr size_t BLOCK = 512;
+    static constexpr size_t INPUTS_PER_ASK = 2;
     static constexpr size_t UNPACKED_BYTES = BLOCK * PANEL * sizeof(int16_t);
     static size_t panel_bytes(size_t inputs) { return inputs * PANEL; }
 
@@ -399,14 +426,17 @@ struct Int8 {
     /// Whole numbers, unscaled, until the last block.
     template <int ROWS>
     static INLINE void multiply_block(const Rows& x, const void* block, const float* scales,
-                                      size_t begin, size_t end, float* y, size_t y_stride) {
+                                      size_t begin, size_t end, Ahead ahead, float* y,
+                                      size_t y_stride) {
         const int16_t* w = static_cast<const int16_t*>(block);
         Ints sums[ROWS][2] = {};
         if (begin)
             for (int r = 0; r < ROWS; r++)
                 for (int v = 0; v < 2; v++) sums[r][v] = load<Ints>(y + r * y_stride + v * LANES);
-        for (size_t k = begin; k < end; k += 2, w += 2 * PANEL)
+        for (size_t k = begin; k < end; k += 2, w += 2 * PANEL) {
+            ahead.ask();
             add_products<ROWS, 1>(sums, x, k, 0, load<Shorts>(w), load<Shorts>(w + 2 * LANES));
+        }
         if (end == x.inputs) return scale<ROWS, 1>(sums, x, scales, y, y_stride);
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < 2; v++) store(y + r * y_stride + v * LANES, sums[r][v]);
@@ -447,6 +477,7 @@ struct Int4 {
     static constexpr int FEW_ROWS = MAX_ROWS;
     static constexpr int PACKED_ROWS = MAX_ROWS;
     static constexpr size_t BLOCK = 768;
+    static constexpr size_t INPUTS_PER_ASK = 8;
     static constexpr size_t SCALES_BYTES = PANEL * sizeof(uint16_t);
     static constexpr size_t GROUP_BYTES = SCALES_BYTES + PANEL * GROUP / 2;
     static constexpr size_t UNPACKED_GROUP_BYTES = PANEL * sizeof(float) + PANEL * GROUP;
@@ -535,7 +566,7 @@ struct Int4 {
 
     template <int ROWS>
     static INLINE void multiply_block(const Rows& x, const void* block, const float*, size_t begin,
-                                      size_t end, float* y, size_t y_stride) {
+                                      size_t end, Ahead ahead, float* y, size_t y_stride) {
         const char* from = static_cast<const char*>(block);
         Floats sums[ROWS][2] = {};
         if (begin) load_sums<ROWS>(sums, y, y_stride);
@@ -544,6 +575,7 @@ struct Int4 {
             add_group(
                 sums, 0, x, group,
                 [&](int i) {
+                    ahead.ask();
                     return Octet::at(from + PANEL * sizeof(float) + i * sizeof(Octet));
                 },
                 load<Floats>(from), load<Floats>(from + sizeof(Floats)));
