@@ -35,9 +35,10 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 1.0
 """Longest wait for a command: an idle thread's heartbeat is never older than this."""
 
-MESSAGES_PER_SECOND = 1000
-"""To all readers of a model together. A message takes about 30 microseconds of a core, so this is
-3 % of one: with many streams of a fast model, tokens come several at a time."""
+MESSAGES_PER_SECOND = 500
+"""To all readers of a model together. A message takes about 100 microseconds of a core here and as
+many where it is read, so this is 5 % of one: with many streams of a fast model, tokens come several
+at a time."""
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 30.0
 """Bounds of the advice given to callers who find the queue full."""
