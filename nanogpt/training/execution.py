@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt import durable, flops
+from nanogpt.dropout import dropout
 from nanogpt.model import GPT, Attend
 from nanogpt.training.step import autocast
 
@@ -124,5 +125,5 @@ class MatmulAttention:
         mask = self._mask[:T, :T].to(q.dtype)
         scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=1 / math.sqrt(D))  # (B·H, T, T)
         weights = F.softmax(scores, dim=-1)
-        weights = F.dropout(weights, self._model.config.dropout, self._model.training)
+        weights = dropout(weights, self._model.config.dropout, self._model.training)
         return torch.bmm(weights.to(v.dtype), v).view(B, H, T, D)
