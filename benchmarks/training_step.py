@@ -179,7 +179,7 @@ def our_step(work: Work, weights: dict[str, Tensor], dtype: torch.dtype) -> tupl
     use_attention(model, execution)
     step = TrainingStep(
         model,
-        make_optimizer(model, work.config),
+        make_optimizer(model, work.config, dtype),
         dtype=dtype,
         grad_clip=work.config.grad_clip,
         forward=chunked_forward(model) if work.vocab_size >= LARGE_VOCABULARY else None,

@@ -213,6 +213,7 @@ class TrainConfig:
         0.2, "Share of lr_decay_iters in which wsd falls.", gt=0, le=1
     )
     zero_init_projections: bool = option(False, "Every block begins as the identity.")
+    sinusoidal_positions: bool = option(False, "Position embeddings begin as sine waves.")
     early_stop_patience: int = option(
         0, "Evaluations without improvement that end the run; 0 is off.", ge=0
     )

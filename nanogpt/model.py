@@ -176,6 +176,25 @@ def zero_init_projections(model: GPT) -> None:
             weight.zero_()
 
 
+LONGEST_WAVE = 100.0
+"""Times 2π positions. The sentence of a play is not much longer."""
+
+
+@torch.no_grad()
+def sinusoidal_positions(model: GPT, scale: float = 0.1) -> None:
+    """Lets positions begin as sines and cosines of `scale`, and tokens as large as they.
+
+    Of such positions one matrix makes those that are some tokens away, so heads soon find what
+    came just before. https://arxiv.org/abs/1706.03762, section 3.5
+    """
+    positions = model.transformer.wpe.weight  # (T, C)
+    T, C = positions.shape
+    frequencies = LONGEST_WAVE ** (-torch.arange(0, C, 2) / C)  # (C/2,)
+    angles = torch.outer(torch.arange(T), frequencies)  # (T, C/2)
+    positions.copy_(scale * torch.cat((angles.sin(), angles.cos()), dim=1)[:, :C])
+    nn.init.normal_(model.transformer.wte.weight, mean=0.0, std=scale)
+
+
 def crop_block_size(state: dict[str, Tensor], block_size: int) -> dict[str, Tensor]:
     """The weights with position embeddings cut to the first `block_size` positions.
 

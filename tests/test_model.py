@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.config import ModelConfig
-from nanogpt.model import GPT, crop_block_size
+from nanogpt.model import GPT, crop_block_size, sinusoidal_positions
 
 TINY = ModelConfig(block_size=16, vocab_size=65, n_layer=2, n_head=4, n_embd=32, dropout=0.0)
 
@@ -99,6 +99,21 @@ def test_initial_weights() -> None:
             std = 0.02 / math.sqrt(2 * config.n_layer) if "c_proj" in name else 0.02
             assert weight.std().item() == pytest.approx(std, rel=0.03), name
             assert abs(weight.mean().item()) < 0.05 * std, name
+
+
+@pytest.mark.parametrize("n_embd", [32, 33])
+def test_sinusoidal_positions_are_alike_by_their_distance_alone(n_embd: int) -> None:
+    model = GPT(ModelConfig(block_size=40, vocab_size=500, n_layer=1, n_head=1, n_embd=n_embd))
+    sinusoidal_positions(model)
+    half = n_embd // 2  # of an odd width the last sine has no cosine
+    positions = model.transformer.wpe.weight.detach()
+    positions = torch.cat((positions[:, :half], positions[:, -half:]), dim=1)
+    alike = positions @ positions.T
+    for distance in range(40):
+        diagonal = alike.diagonal(distance)
+        assert torch.allclose(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5)
+    assert alike.diagonal(1).mean() > alike.diagonal(20).mean()
+    assert model.transformer.wte.weight.std().item() == pytest.approx(0.1, rel=0.05)
 
 
 def test_output_is_tied_to_the_token_embedding() -> None:

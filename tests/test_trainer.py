@@ -444,7 +444,7 @@ def test_prompts_are_continued_at_each_evaluation(tmp_path):
 
 def test_muon_and_zero_projections_resume_bit_for_bit(tmp_path):
     more = {**HARD, "optimizer": "muon", "zero_init_projections": True, "lr_schedule": "wsd"}
-    more["keep_checkpoints"] = 9
+    more |= {"keep_checkpoints": 9, "sinusoidal_positions": True}
     whole, stopped = make_run(tmp_path, "whole", **more), make_run(tmp_path, "stopped", **more)
     run(whole)
     run_until(stopped, step=3)
@@ -455,6 +455,8 @@ def test_muon_and_zero_projections_resume_bit_for_bit(tmp_path):
     projections = [w for n, w in start.items() if n.endswith("c_proj.weight")]
     assert len(projections) == 4
     assert not any(w.any() for w in projections)
+    sines = start["transformer.wpe.weight"][0].tensor_split(2)[0]
+    assert not sines.any()  # of position 0
 
 
 def test_a_run_in_pieces_with_a_chunked_loss_resumes_bit_for_bit(tmp_path, monkeypatch):

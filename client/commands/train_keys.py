@@ -47,6 +47,7 @@ TRAIN_KEYS = (
     Key("lr_schedule", TEXT, "cosine", "cosine, linear, constant, or wsd: constant, then linear."),
     Key("wsd_decay_fraction", FLOAT, 0.2, "Share of lr_decay_iters in which wsd falls."),
     Key("zero_init_projections", BOOL, False, "Every block begins as the identity."),
+    Key("sinusoidal_positions", BOOL, False, "Position embeddings begin as sine waves."),
     Key("early_stop_patience", INT32, 0, "Evaluations without improvement that end the run."),
     Key("early_stop_min_delta", FLOAT, 0.0, "Nats that count as an improvement."),
     Key("target_val_loss", FLOAT, 0.0, "Validation loss that ends the run; 0 is off."),

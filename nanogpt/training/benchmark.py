@@ -114,7 +114,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     vocab_size, batches = _batches(options)
     torch.manual_seed(options.seed)
     model = GPT(config.model_config(vocab_size)).to(where).train()
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, dtype)
     execution = choose_execution(model, config.batch_size, dtype)
     use_attention(model, execution)
     inputs, targets = (x[0].tensor_split(execution.pieces)[0].to(where) for x in batches.at(0))

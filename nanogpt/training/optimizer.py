@@ -10,11 +10,14 @@ from nanogpt.config import TrainConfig
 from nanogpt.training.muon import Muon, split_weights
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
     """AdamW in torch's fused kernel, or Muon for the blocks' matrices and AdamW for the rest.
 
     With AdamW, https://arxiv.org/abs/1711.05101, matrices and embeddings decay, biases and norms do
-    not; with Muon only its matrices do.
+    not; with Muon only its matrices do. `dtype` is the run's arithmetic: in bfloat16, Muon
+    multiplies in it too.
     """
     if config.optimizer == "muon":
         matrices, others, pieces_of = split_weights(model)
@@ -26,6 +29,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
             betas=(config.beta1, config.beta2),
             weight_decay=config.weight_decay,
             pieces_of=pieces_of,
+            dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
         )
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [

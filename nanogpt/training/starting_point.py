@@ -22,7 +22,7 @@ from nanogpt.checkpoint import (
 )
 from nanogpt.config import InvalidConfig, TrainConfig, Violation
 from nanogpt.datasets.dataset import BadDataset, Dataset
-from nanogpt.model import GPT, crop_block_size, zero_init_projections
+from nanogpt.model import GPT, crop_block_size, sinusoidal_positions, zero_init_projections
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.training.run_directory import RunDirectory, RunSpec
 from nanogpt.training.snapshot import Snapshot, dataset_identity
@@ -71,6 +71,8 @@ def find_starting_point(
     model = GPT(spec.config.model_config(num_vocab_rows(dataset.tokenizer)))
     if spec.config.zero_init_projections:
         zero_init_projections(model)
+    if spec.config.sinusoidal_positions:
+        sinusoidal_positions(model)
     return StartingPoint(model)
 
 

@@ -127,7 +127,7 @@ class Trainer:
         self._dtype = world.of_first(_pick_dtype(config, where, start.resumed))
         model = self._model = start.model.to(where).train()
         world.spread(model, config.sharding)
-        self._optimizer = make_optimizer(model, config)
+        self._optimizer = make_optimizer(model, config, self._dtype)
         execution = Execution()
         if world.size == 1:
             execution = recorded_execution(
