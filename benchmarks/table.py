@@ -36,16 +36,21 @@ Result = dict[str, Any]
 def table(suite: str, results: Sequence[Result]) -> str:
     """The Markdown of one suite: what was measured where, then a row a cell."""
     found = [result for result in results if result["suite"] == suite]
-    if not found:
-        return "Not measured yet.\n"
     columns, row = SHAPES.get(suite, (COLUMNS, _row))
     lines = [*_machine(found), "", _line(columns), _line("---" for _ in columns)]
     return "\n".join([*lines, *(_line(row(result)) for result in found)]) + "\n"
 
 
 def with_tables(document: str, results: Sequence[Result]) -> str:
-    """The document with every table it has a place for."""
-    return PLACE.sub(lambda place: place[1] + table(place[2], results) + place[3], document)
+    """The document with the table of every suite that has results; others stay as they are."""
+    suites = {result["suite"] for result in results}
+
+    def keep_or_replace(place: re.Match[str]) -> str:
+        if place[2] not in suites:
+            return place[0]
+        return place[1] + table(place[2], results) + place[3]
+
+    return PLACE.sub(keep_or_replace, document)
 
 
 def _machine(results: Sequence[Result]) -> Iterator[str]:

@@ -1,11 +1,9 @@
 """Dropout whose random numbers cost little on a processor.
 
 torch draws one number after another for its masks there, 6 ns each, which is as much as the
-multiplications around them take. Four masked activations for each draw of 64 bits are three times
-as fast. https://jmlr.org/papers/v15/srivastava14a.html
+multiplications around them take. Four numbers for each draw of 64 bits are three times as fast.
+https://jmlr.org/papers/v15/srivastava14a.html
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +16,16 @@ STEPS = 1 << 16
 def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """Zeros with this probability, in [0, 1), and all else scaled so that the mean stays.
 
-    Draws from torch's generator; other numbers than torch's own dropout. On an accelerator, and in
-    compiled code, it is torch's own.
+    Draws from torch's generator, but not the numbers that torch's own dropout draws, which is used
+    on an accelerator.
     """
     if not training or probability == 0:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu":
         return F.dropout(x, probability)
-    dropped: Tensor = _Dropout.apply(x, probability)  # type: ignore[no-untyped-call]
-    return dropped
+    # the operator is what a compiler leaves as it is; its first call loads torch's whole compiler
+    draw = _draw_factors if torch.compiler.is_compiling() else _factors
+    return x * draw(x.detach(), probability)
 
 
 class Dropout(nn.Module):
@@ -40,19 +39,6 @@ class Dropout(nn.Module):
         return dropout(x, self.probability, self.training)
 
 
-class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
-        factors = _factors(x, probability)
-        ctx.save_for_backward(factors)
-        return x * factors
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        (slope,), (factors,) = slopes, ctx.saved_tensors
-        return slope * factors, None
-
-
 def _factors(x: Tensor, probability: float) -> Tensor:
     """0 or the scale for each number of x, in its type."""
     count, num_dropped = x.numel(), round(probability * STEPS)
@@ -60,3 +46,11 @@ def _factors(x: Tensor, probability: float) -> Tensor:
     steps = words.view(torch.int16)[:count].view(x.shape)  # uniform in [-STEPS/2, STEPS/2)
     keeps = steps >= num_dropped - STEPS // 2
     return keeps.to(x.dtype).mul_(STEPS / (STEPS - num_dropped))
+
+
+_draw_factors = torch.library.custom_op("nanogpt::dropout_factors", _factors, mutates_args=())
+
+
+@_draw_factors.register_fake
+def _(x: Tensor, probability: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -75,7 +75,11 @@ def test_only_places_of_tables_change(tmp_path: Path) -> None:
     assert "stale" not in changed and "cold start" in changed
     assert changed.startswith("before\n") and changed.endswith("after <!-- table other -->\n")
     assert with_tables(changed, results(tmp_path)) == changed
-    assert "Not measured yet." in with_tables(document, [])
+
+
+def test_the_table_of_a_suite_that_was_not_measured_stays() -> None:
+    document = "<!-- table serving -->\nof before\n<!-- end -->\n"
+    assert with_tables(document, []) == document
 
 
 def test_the_document_has_places_for_suites() -> None:

@@ -1,5 +1,8 @@
 """Dropout by 16 bits a number: its probability, its mean, its gradient, its generator."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -51,3 +54,27 @@ def test_nothing_is_dropped_or_drawn_otherwise():
     assert dropout(x, 0.0, training=True) is x
     assert Dropout(0.5).eval()(x) is x
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_compiled_code_draws_the_same():
+    def twice(x):
+        return dropout(dropout(x, 0.3, training=True), 0.3, training=True)
+
+    x = torch.randn(4, 9, requires_grad=True)
+    torch.manual_seed(3)
+    plain = twice(x)
+    torch.manual_seed(3)
+    compiled = torch.compile(twice, backend="aot_eager", fullgraph=True)(x)
+    assert torch.equal(compiled, plain)
+    (gradient,) = torch.autograd.grad(compiled.sum(), x)
+    assert torch.equal(gradient == 0, plain == 0)
+
+
+def test_a_run_that_compiles_nothing_loads_no_compiler():
+    program = """
+import sys, torch
+from nanogpt.dropout import dropout
+dropout(torch.ones(4, requires_grad=True), 0.5, training=True).sum().backward()
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
