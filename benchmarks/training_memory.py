@@ -11,15 +11,18 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from benchmarks.training_step import Work
+import torch
+
+from benchmarks.training_works import Work, batches_of, initial_weights, our_step, peer
+from nanogpt.config import TrainConfig
+from nanogpt.device import peak_memory_bytes, pick_dtype
+from nanogpt.training.allocator import keep_freed_memory
 
 STEPS = 2
 
 
-def peak_memory(work: "Work", contenders: Iterable[str]) -> dict[str, int]:
+def peak_memory(work: Work, contenders: Iterable[str]) -> dict[str, int]:
     """Bytes of each contender, by name. Raises CalledProcessError if one fails."""
     found = {}
     for name in contenders:
@@ -37,24 +40,17 @@ def peak_memory(work: "Work", contenders: Iterable[str]) -> dict[str, int]:
 
 def main() -> None:
     """Takes the steps and prints the peak in bytes."""
-    import torch
-
-    from benchmarks import training_step
-    from nanogpt.config import TrainConfig
-    from nanogpt.device import peak_memory_bytes, pick_dtype
-    from nanogpt.training.allocator import keep_freed_memory
-
     asked = json.load(sys.stdin)
     values = asked["work"]
     config = TrainConfig.from_mapping(values.pop("config"))
-    work = training_step.Work(**values, config=config)
+    work = Work(**values, config=config)
     if asked["contender"] == "ours":
         keep_freed_memory()
         dtype = pick_dtype(config.dtype, torch.device("cpu"))
-        step, _ = training_step.our_step(work, training_step.initial_weights(work), dtype)
+        step, _ = our_step(work, initial_weights(work), dtype)
     else:
-        step = training_step.peer(work, asked["contender"])
-    batches = training_step.batches_of(work)
+        step = peer(work, asked["contender"])
+    batches = batches_of(work)
     for number in range(STEPS):
         step(*batches.at(number))
     print(peak_memory_bytes())

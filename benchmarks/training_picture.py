@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.picture import DOCS, keep_picture
 from benchmarks.results import read_results
 from benchmarks.time_to_quality import RUNS, Run, read_runs
-from benchmarks.training_step import CHARACTERS, ENCODER, GPT2, PLAIN, SMALL, TRANSFORMERS
+from benchmarks.training_works import CHARACTERS, ENCODER, GPT2, PLAIN, SMALL, TRANSFORMERS
 from client.picture import Line, Panel, draw
 
 PICTURE = DOCS / "training.svg"

@@ -4,80 +4,38 @@
     6/6/384, 64 x 256 tokens   its character model, 10.65 million weights
     GPT-2 124M, 1 x 1024       with GPT-2's vocabulary
 
-All start from the same weights and see the same batches in turns, so that whatever else the machine
-does falls on all of them. Their losses have to agree step by step. The peers compute in float32, as
-nanoGPT does on a CPU, with torch's fused AdamW, which nanoGPT does not use there. Memory is that of
-a process for each contender that takes two steps: training_memory.py.
+Contenders, see training_works.py, take turns, so that whatever else the machine does falls on all
+of them. Their losses have to agree step by step. Memory is that of a process for each contender
+that takes two steps: training_memory.py.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.cell import Cell, Guard
-from benchmarks.plain_pytorch import PlainGPT, PlainLoop
 from benchmarks.plan import Options, Plan, single
 from benchmarks.training_memory import peak_memory
-from nanogpt.config import TrainConfig
+from benchmarks.training_works import (
+    CHARACTERS,
+    GPT2,
+    PLAIN,
+    SMALL,
+    Step,
+    Work,
+    batches_of,
+    initial_weights,
+    our_step,
+    peer,
+    peers_of,
+)
 from nanogpt.device import device_name, dtype_name, measure_peak, pick_dtype
 from nanogpt.flops import training_flops_per_token
-from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
-from nanogpt.model import GPT
 from nanogpt.training.allocator import keep_freed_memory
-from nanogpt.training.batches import Batches, Stream
-from nanogpt.training.cross_entropy import LARGE_VOCABULARY, chunked_forward
-from nanogpt.training.execution import Execution, choose_execution, use_attention
-from nanogpt.training.optimizer import make_optimizer
-from nanogpt.training.step import TrainingStep
-
-PLAIN = "our network in a plain float32 loop"
-TRANSFORMERS = "transformers' GPT2LMHeadModel in a plain float32 loop"
-ENCODER = "torch.nn.TransformerEncoder in a plain float32 loop"
 
 LOSS_TOLERANCE = 0.02  # nats; bfloat16 keeps 8 significant bits, one part in 256
-
-Step = Callable[[Tensor, Tensor], float]
-"""Takes one step on token ids and targets (A, B, T) and returns the loss."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one cell measures, and how often."""
-
-    cell: str
-    config: TrainConfig
-    vocab_size: int
-    warmup_steps: int
-    turns: int
-    steps_per_turn: int
-    factor: float = 3.0
-    """How many times as fast as nanoGPT's float32 step ours has to be."""
-
-
-def _config(n_layer: int, n_head: int, n_embd: int, batch: int, block: int) -> TrainConfig:
-    return TrainConfig(
-        n_layer=n_layer,
-        n_head=n_head,
-        n_embd=n_embd,
-        block_size=block,
-        batch_size=batch,
-        dropout=0.0,
-    )
-
-
-SMALL = Work("training step, 4/4/128, 12 x 64 tokens", _config(4, 4, 128, 12, 64), 65, 20, 6, 10)
-CHARACTERS = Work(
-    "training step, 6/6/384, 64 x 256 tokens", _config(6, 6, 384, 64, 256), 65, 1, 3, 1, 5.0
-)
-GPT2 = Work(
-    "training step, GPT-2 124M, 1 x 1024 tokens", _config(12, 12, 768, 1, 1024), 50304, 1, 3, 1
-)
 
 
 def plans(options: Options) -> list[Plan]:
@@ -123,23 +81,6 @@ def run(work: Work, quick: bool = False) -> Cell:
     )
 
 
-def initial_weights(work: Work) -> dict[str, Tensor]:
-    """What all contenders start from."""
-    torch.manual_seed(work.config.seed)
-    return GPT(work.config.model_config(work.vocab_size)).state_dict()
-
-
-def peers_of(work: Work) -> list[str]:
-    """The names of those beside ours."""
-    return [PLAIN, TRANSFORMERS, *([ENCODER] if work is SMALL else [])]
-
-
-def peer(work: Work, name: str) -> Step:
-    """The step of the peer with that name."""
-    make = {PLAIN: our_network, TRANSFORMERS: transformers, ENCODER: encoder}[name]
-    return make(work, initial_weights(work))
-
-
 def measure(
     work: Work, contenders: dict[str, Step], turns: int
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
@@ -159,77 +100,3 @@ def measure(
                     seconds[name].append(time.perf_counter() - begin)
         first += num_steps
     return {name: median(values) for name, values in seconds.items()}, losses
-
-
-def batches_of(work: Work) -> Batches:
-    """What all contenders see."""
-    config = work.config
-    return Batches(
-        made_up_text(work.vocab_size),
-        shape=(1, config.batch_size, config.block_size),
-        seed=config.seed,
-        stream=Stream.TRAIN,
-    )
-
-
-def our_step(work: Work, weights: dict[str, Tensor], dtype: torch.dtype) -> tuple[Step, Execution]:
-    """The trainer's step, computed as the trainer would."""
-    model = _our_model(work, weights)
-    execution = choose_execution(model, work.config.batch_size, dtype)
-    use_attention(model, execution)
-    step = TrainingStep(
-        model,
-        make_optimizer(model, work.config, dtype),
-        dtype=dtype,
-        grad_clip=work.config.grad_clip,
-        forward=chunked_forward(model) if work.vocab_size >= LARGE_VOCABULARY else None,
-        pieces=execution.pieces,
-    )
-    return lambda inputs, targets: step(inputs, targets).loss, execution
-
-
-def our_network(work: Work, weights: dict[str, Tensor]) -> Step:
-    model = _our_model(work, weights)
-    loop = PlainLoop(model, lambda inputs, targets: model(inputs, targets)[1], work.config)
-    return lambda inputs, targets: loop.step(inputs[0], targets[0])
-
-
-def transformers(work: Work, weights: dict[str, Tensor]) -> Step:
-    """Its biases, which ours does not have, stay at zero: the same network."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    shape = work.config.model_config(work.vocab_size)
-    model = GPT2LMHeadModel(GPT2Config(**hugging_face_config(shape))).train()
-    missing = model.load_state_dict(to_hugging_face(shape, weights), strict=False).missing_keys
-    assert not [name for name in missing if name != "lm_head.weight"], missing
-    for name, weight in model.named_parameters():
-        weight.requires_grad_(not name.endswith(".bias"))
-
-    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        logits = model(inputs, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-    loop = PlainLoop(model, loss_of, work.config)
-    return lambda inputs, targets: loop.step(inputs[0], targets[0])
-
-
-def encoder(work: Work, weights: dict[str, Tensor]) -> Step:
-    model = PlainGPT(work.config, work.vocab_size).train()
-    model.load_gpt(weights)
-    loop = PlainLoop(model, model, work.config)
-    return lambda inputs, targets: loop.step(inputs[0], targets[0])
-
-
-def _our_model(work: Work, weights: dict[str, Tensor]) -> GPT:
-    model = GPT(work.config.model_config(work.vocab_size)).train()
-    model.load_state_dict(weights)
-    return model
-
-
-def made_up_text(vocab_size: int) -> "np.ndarray[tuple[int], np.dtype[np.uint16]]":
-    """Tokens of unequal frequency, so that there is something to learn and losses move."""
-    frequencies = 1 / np.arange(1, vocab_size + 1)
-    draws = np.random.default_rng(1337).choice(
-        vocab_size, size=100_000, p=frequencies / frequencies.sum()
-    )
-    return draws.astype(np.uint16)

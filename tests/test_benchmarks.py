@@ -9,7 +9,13 @@ import pytest
 import torch
 
 import benchmarks.__main__ as benchmarks
-from benchmarks import checkpoint_wait, time_to_quality, training_memory, training_step
+from benchmarks import (
+    checkpoint_wait,
+    time_to_quality,
+    training_memory,
+    training_step,
+    training_works,
+)
 from benchmarks.cell import Cell, Guard
 from benchmarks.plain_pytorch import PlainGPT, PlainLoop
 from benchmarks.plan import Options, Plan, Unmeasurable
@@ -137,13 +143,13 @@ def test_a_run_measures_what_was_asked_for(tmp_path: Path, monkeypatch, capsys) 
 def test_a_training_cell_and_its_peers_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = training_memory.peak_memory
     monkeypatch.setattr(training_step, "peak_memory", lambda work, names: measured(work, ["ours"]))
-    work = training_step.Work("tiny", CONFIG, 65, warmup_steps=1, turns=1, steps_per_turn=2)
+    work = training_works.Work("tiny", CONFIG, 65, warmup_steps=1, turns=1, steps_per_turn=2)
     cell = training_step.run(work)
     assert cell.guard.holds
     assert cell.guard.value < 1e-4  # float32 differs by rounding only
     assert len(cell.peers) == 2
     assert cell.ours > 0
-    assert cell.goal == pytest.approx(cell.peers[training_step.PLAIN] / 3)
+    assert cell.goal == pytest.approx(cell.peers[training_works.PLAIN] / 3)
     assert 5e7 < cell.memory["ours"] < 5e9
 
 
@@ -210,8 +216,8 @@ def test_the_picture_of_training_has_speeds_and_losses() -> None:
     cells = [
         replace(CELL, suite="training", cell=work.cell, ours=1.0, peers=peers)
         for work, peers in [
-            (training_step.SMALL, {training_step.PLAIN: 3.0, training_step.TRANSFORMERS: 6.0}),
-            (training_step.GPT2, {training_step.PLAIN: 5.0, training_step.TRANSFORMERS: 4.0}),
+            (training_works.SMALL, {training_works.PLAIN: 3.0, training_works.TRANSFORMERS: 6.0}),
+            (training_works.GPT2, {training_works.PLAIN: 5.0, training_works.TRANSFORMERS: 4.0}),
         ]
     ]
     curve = [(0, 0.5, 4.0), (100, 12.0, 2.0)]

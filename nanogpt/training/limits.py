@@ -9,13 +9,16 @@ import time
 from nanogpt.config import TrainConfig
 from nanogpt.training.run_directory import ExitCode
 from nanogpt.training.snapshot import Progress
+from nanogpt.training.world import World
 
 
 class Limits:
     """The limits of one run, and its clock, which goes on from where an earlier attempt left it."""
 
-    def __init__(self, config: TrainConfig, train_tokens: int) -> None:
+    def __init__(self, config: TrainConfig, train_tokens: int, world: World) -> None:
+        """The processes of a `world` end together."""
         self._config = config
+        self._world = world
         self.last_step = last_step(config, train_tokens)
         self._first_step, self._earlier_seconds = 0, 0.0
         self._started = time.perf_counter()
@@ -29,9 +32,14 @@ class Limits:
         return self._earlier_seconds + time.perf_counter() - self._started
 
     def time_is_up(self, progress: Progress) -> bool:
-        """An attempt that begins too late still takes a step, unless its losses are known."""
+        """Whether it is for one of the processes; all of them have to ask.
+
+        An attempt that begins too late still takes a step, unless its losses are known.
+        """
+        if self._config.max_seconds == 0:
+            return False
         is_new = progress.step > self._first_step or progress.step == progress.evaluated_step
-        return 0 < self._config.max_seconds <= self.seconds() and is_new
+        return self._world.any(is_new and self.seconds() >= self._config.max_seconds)
 
     def ending(self, progress: Progress, time_is_up: bool) -> ExitCode | None:
         """How the run ends now, or None if it goes on."""

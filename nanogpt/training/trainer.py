@@ -160,7 +160,7 @@ class Trainer:
             self._checkpoints, config.keep_checkpoints, report, log, world
         )
         self._progress = Progress()
-        self._limits = Limits(config, len(train_tokens))
+        self._limits = Limits(config, len(train_tokens), world)
         report.started(self._describe_run())
         world.diverge_draws(config.seed, step=0)
         seconds = 0.0
@@ -178,7 +178,7 @@ class Trainer:
         ):
             while True:
                 writer.poll()
-                time_is_up = self._time_is_up()
+                time_is_up = self._limits.time_is_up(self._progress)
                 try:
                     evaluated = self._evaluation_is_due(time_is_up) and self._evaluate()
                 except Interrupted:
@@ -318,11 +318,6 @@ class Trainer:
         )
         prompt = self._dataset.tokenizer.decode(prompt_ids)
         return Sample(self._progress.step, prompt, text, index)
-
-    def _time_is_up(self) -> bool:
-        """Whether it is for one of the processes; without a limit nobody asks the others."""
-        limit, limits = self._config.max_seconds, self._limits
-        return 0 < limit and self._world.any(limits.time_is_up(self._progress))
 
     def _checkpoint_is_due(self, evaluated: bool) -> bool:
         step, interval = self._progress.step, self._config.checkpoint_interval

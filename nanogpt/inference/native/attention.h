@@ -50,6 +50,17 @@ template <class Stored> class Cache {
         return position / TOGETHER * TOGETHER * value_width_ + i * TOGETHER + position % TOGETHER;
     }
 
+    /// Puts LANES numbers of a key, the first of which lies at `to`.
+    static INLINE void put_key(Stored* to, const Stored* numbers) {
+        for (size_t i = 0; i < LANES; i += TOGETHER)
+            std::copy_n(numbers + i, TOGETHER, to + i * LANES);
+    }
+
+    /// The same of a value.
+    static INLINE void put_value(Stored* to, const Stored* numbers) {
+        for (size_t i = 0; i < LANES; i++) to[i * TOGETHER] = numbers[i];
+    }
+
     void copy(size_t from, size_t to, size_t num_tokens) const {
         const size_t count = padded(num_tokens, LANES);
         for (size_t layer = 0; layer < layers_; layer++)
@@ -77,8 +88,9 @@ INLINE void round_to(uint16_t* to, Floats values) { store(to, to_bfloat16s(value
 /// Consecutive queries of one head: the first at `position`, each a row further on in q and y.
 struct Queries {
     const float* q;
-    float* y;
     size_t stride, position;
+    const Activations& y;  // result of the first: numbers from `at` on in row `row`
+    size_t row, at;
 };
 
 template <class Stored> class Attention {
@@ -220,21 +232,21 @@ template <class Stored> class Attention {
                 }
             }
         };
+        const auto whole = [](auto value) { return value; };
+        const auto first_of_two = [](auto value) { return value & 0xffff; };
         size_t position = 0;
-        for (; position + TOGETHER <= end; position += TOGETHER)
-            add(position, [](Kept value) __attribute__((always_inline)) { return value; });
+        for (; position + TOGETHER <= end; position += TOGETHER) add(position, whole);
         // the second of the last pair may be another sequence's, and not a number
         if constexpr (IN_PAIRS)
-            if (position < end) add(position, [](Kept value) __attribute__((always_inline)) { return value & 0xffff; });
+            if (position < end) add(position, first_of_two);
         for (int i = 0; i < COUNT; i++)
             for (int v = 0; v < STEP; v++) {
                 const size_t at = first + v * LANES;
                 const Floats result = sums[i][v] * all(share[i]);
-                float* y = queries.y + i * queries.stride + at;
                 if (at + LANES <= head_size)
-                    store(y, result);
+                    queries.y.put(queries.row + i, queries.at + at, result);
                 else
-                    std::memcpy(y, &result, (head_size - at) * sizeof(float));
+                    queries.y.put(queries.row + i, queries.at + at, result, head_size - at);
             }
     }
 

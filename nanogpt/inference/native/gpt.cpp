@@ -264,7 +264,7 @@ template <class Stored> class Gpt : public Network {
         normalize(layer.ln_2);
         layer.fc.multiply(pool_, normed_.rows(), num_rows,
                           [&](size_t row, size_t output, Floats y) {
-                              store(hidden_.row(row) + output, gelu(y));
+                              hidden_.put(row, output, gelu(y));
                           });
         round(hidden_);
         add_product(layer.proj, hidden_);
@@ -278,6 +278,13 @@ template <class Stored> class Gpt : public Network {
         Stored* values = cache_.values(slot, layer, 0) + cache_.value_offset(position, 0);
         Stored kept[LANES];
         round_to(kept, y);
+        if (cache_.head_size() % LANES == 0) {  // all are of one head
+            if (output < 2 * width_)
+                cache_.put_key(keys + key_offsets_[output - width_], kept);
+            else if (output < 3 * width_)
+                cache_.put_value(values + value_offsets_[output - 2 * width_], kept);
+            return;
+        }
         for (int lane = 0; lane < LANES; lane++) {
             const size_t i = output + lane;
             if (i < width_)
@@ -297,8 +304,8 @@ template <class Stored> class Gpt : public Network {
             const Tile& tile = tiles_[task % num_tiles];
             const size_t head = task / num_tiles, first = head * cache_.head_size();
             const auto [slot, position] = tokens_[tile.row];
-            const Queries queries{queries_.row(tile.row) + first, attended_.row(tile.row) + first,
-                                  queries_.stride(), position};
+            const Queries queries{queries_.row(tile.row) + first, queries_.stride(), position,
+                                  attended_, tile.row, first};
             attention.attend(queries, tile.count, cache_.keys(slot, layer, head),
                              cache_.values(slot, layer, head),
                              scratch_.get() + thread * Attention<Stored>::scratch_size(cache_));

@@ -80,8 +80,20 @@ class Activations {
 
     float* row(size_t row) const { return floats_.get() + row * inputs_; }
     size_t stride() const { return inputs_; }
-    bool needs_rounding() const {
-        return halves_.get() || shorts_.get() || bytes_.get();
+
+    /// Whether what was `put` has to be rounded once its row is complete, since a scale depends on
+    /// all of it.
+    bool needs_rounding() const { return scales_.get(); }
+
+    /// Puts the first `count` of LANES numbers where they are multiplied, or where `round` will
+    /// look for them.
+    INLINE void put(size_t index, size_t at, Floats values, size_t count = LANES) const {
+        if (halves_.get()) {
+            const HalfWords rounded = to_bfloat16s(values);
+            std::memcpy(halves_.get() + index * inputs_ + at, &rounded, count * sizeof(uint16_t));
+        } else {
+            std::memcpy(row(index) + at, &values, count * sizeof(float));
+        }
     }
 
     Rows rows() const {
@@ -89,7 +101,7 @@ class Activations {
                 bytes_.get(), scales_.get(), offsets_.get()};
     }
 
-    /// To be called once a row is complete and before it is multiplied.
+    /// To be called once a row lies in `row`, complete, and before it is multiplied.
     void round(size_t index) const {
         const float* from = row(index);
         if (halves_.get()) {
