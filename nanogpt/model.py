@@ -177,7 +177,7 @@ def zero_init_projections(model: GPT) -> None:
 
 
 LONGEST_WAVE = 100.0
-"""Times 2π positions. The sentence of a play is not much longer."""
+"""Times 2π positions. Short runs on characters learn more from 100 than from 1,000 or 10,000."""
 
 
 @torch.no_grad()

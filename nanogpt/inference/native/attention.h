@@ -35,7 +35,8 @@ template <class Stored> class Cache {
         return keys_.get() + ((slot * layers_ + layer) * heads_ + head) * positions_ * key_width_;
     }
     Stored* values(size_t slot, size_t layer, size_t head) const {
-        return values_.get() + ((slot * layers_ + layer) * heads_ + head) * positions_ * value_width_;
+        return values_.get() +
+               ((slot * layers_ + layer) * heads_ + head) * positions_ * value_width_;
     }
 
     /// Where number `i` of the key at `position` lies, relative to `keys`: a sum of what comes from
@@ -117,8 +118,8 @@ template <class Stored> class Attention {
   private:
     static constexpr size_t TOGETHER = Cache<Stored>::TOGETHER;
     static constexpr bool IN_PAIRS = TOGETHER == 2;
-    using Factor = std::conditional_t<IN_PAIRS, uint16_t, float>;   // query or weight
-    using Kept = std::conditional_t<IN_PAIRS, Ints, Floats>;        // vector of keys or values
+    using Factor = std::conditional_t<IN_PAIRS, uint16_t, float>;  // query or weight
+    using Kept = std::conditional_t<IN_PAIRS, Ints, Floats>;       // vector of keys or values
 
     template <int COUNT>
     void attend(const Queries& queries, const Stored* keys, const Stored* values,

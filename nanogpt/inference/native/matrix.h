@@ -279,10 +279,11 @@ class Matrix {
             for (int panel = 0; panel < count; panel++) {
                 const void* block =
                     Kind::unpack(panels + panel * panel_bytes_, begin, end, unpacked);
-                const char* next = panel + 1 < count  ? panels + (panel + 1) * panel_bytes_ +
-                                                            Kind::panel_bytes(begin)
-                                   : end < inputs_ ? panels + Kind::panel_bytes(end)
-                                                   : after;
+                const char* next = after;
+                if (panel + 1 < count)
+                    next = panels + (panel + 1) * panel_bytes_ + Kind::panel_bytes(begin);
+                else if (end < inputs_)
+                    next = panels + Kind::panel_bytes(end);
                 const size_t share = Kind::panel_bytes(end - begin) / num_tiles;
                 const size_t step = share / ((end - begin) / Kind::INPUTS_PER_ASK);
                 for (int tile = 0, row = 0; tile < num_tiles; tile++, next += share) {
@@ -298,8 +299,7 @@ class Matrix {
 
     template <class Kind, int ROWS>
     static void multiply_tile(const Rows& x, int rows, const void* block, const float* scales,
-                              size_t begin, size_t end, Ahead ahead, float* y,
-                              size_t stride) {
+                              size_t begin, size_t end, Ahead ahead, float* y, size_t stride) {
         if constexpr (ROWS > 1)
             if (rows < ROWS)
                 return multiply_tile<Kind, ROWS - 1>(x, rows, block, scales, begin, end, ahead, y,

@@ -148,7 +148,7 @@ struct Float32 {
     static constexpr int FEW_ROWS = MAX_ROWS;       // the same, of weights as packed
     static constexpr int PACKED_ROWS = MAX_ROWS;    // for more, unpacking pays
     static constexpr size_t BLOCK = 256;
-    static constexpr size_t INPUTS_PER_ASK = 1;
+    static constexpr size_t INPUTS_PER_ASK = 1;     // how often `multiply_block` calls `ask`
     static constexpr size_t UNPACKED_BYTES = 0;
     static size_t panel_bytes(size_t inputs) { return inputs * PANEL * sizeof(float); }
 
