@@ -44,7 +44,7 @@ def num_differing_tokens(folder: Path, prompts: Ids, token_ids: Ids) -> int:
         with torch.inference_mode():
             positions = torch.arange(ids.shape[1])[None]
             hidden = model.hidden(ids, positions)[0, first:]
-            likeliest = model.lm_head(hidden).argmax(1)
+            likeliest = model.logits(hidden).argmax(1)
         differing += int((likeliest != torch.tensor(sampled)).sum())
     return differing
 

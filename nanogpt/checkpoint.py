@@ -37,7 +37,7 @@ MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
 META_FILE = "meta.json"
 
-# one tensor under two names (model.py); stored under the first
+# one tensor under two names (model.py), unless a model has two: then the first is stored too
 TIED, TIED_TO = "lm_head.weight", "transformer.wte.weight"
 
 _DIGEST = "meta_sha256"
@@ -100,9 +100,10 @@ def save_checkpoint(
 
     Replaces what is at `folder`. Raises OSError if the disk refuses; nothing has changed then.
     """
-    if TIED in model_state and not torch.equal(model_state[TIED], model_state[TIED_TO]):
+    weights = stored_weights(meta.model_config, model_state)
+    tied = model_state.get(TIED) if TIED not in weights else None
+    if tied is not None and not torch.equal(tied, model_state[TIED_TO]):
         raise ValueError(f"{TIED} must equal {TIED_TO}: the two are one tensor")
-    weights = {name: tensor for name, tensor in model_state.items() if name != TIED}
     with _new_folder(folder) as new:
         records = {MODEL_FILE: _write_tensors(new / MODEL_FILE, weights)}
         if train_state is not None:
@@ -110,6 +111,11 @@ def save_checkpoint(
         meta = replace(meta, files=records)
         write_meta(new, meta)
     return meta
+
+
+def stored_weights(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that a checkpoint has: a tied one under the name that it is tied to."""
+    return {name: tensor for name, tensor in state.items() if name != TIED or config.is_modern}
 
 
 def write_meta(folder: Path, meta: CheckpointMeta) -> None:
@@ -155,14 +161,14 @@ def read_meta(folder: Path) -> CheckpointMeta:
 
 
 def load_model_state(folder: Path) -> dict[str, Tensor]:
-    """Weights by nanoGPT's names, on the CPU; the tied one is one tensor under both its names.
+    """Weights by nanoGPT's names, on the CPU; a tied one is one tensor under both its names.
 
     Raises FileNotFoundError if there is no such checkpoint, CheckpointDamaged if it is not whole.
     """
     state = _read_tensors(folder, MODEL_FILE)
     if TIED_TO not in state:
         raise CheckpointDamaged(f"{folder.name}/{MODEL_FILE} has no {TIED_TO}")
-    return {**state, TIED: state[TIED_TO]}
+    return {TIED: state[TIED_TO], **state}
 
 
 def load_train_state(folder: Path) -> dict[str, Tensor]:
@@ -183,15 +189,17 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
 def build_model(config: ModelConfig, state: dict[str, Tensor]) -> GPT:
     """A network with these weights, float32. Raises ValueError if they are of another shape."""
     # copied, so that they no longer depend on a file that is mapped into memory
-    weights = {name: state[name].to(torch.float32, copy=True) for name in state if name != TIED}
-    weights[TIED] = weights[TIED_TO]
+    stored = stored_weights(config, state)
+    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in stored.items()}
+    if not config.is_modern:
+        weights[TIED] = weights[TIED_TO]
     with torch.device("meta"), _ShapesOnly():
         model = GPT(config)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:  # names each weight that differs, in dozens of lines
         raise ValueError("the weights do not have the stated shape") from error
-    model.transformer.wte.weight = model.lm_head.weight
+    model.tie()
     return model
 
 

@@ -120,9 +120,12 @@ def unknown_key(key: str, allowed: Iterable[str]) -> Violation:
     return Violation(key, f"unknown key; {meant}")
 
 
+ARCHITECTURES = ("gpt2", "modern")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shape of a GPT-2-style network. Names and defaults follow nanoGPT's GPTConfig."""
+    """Shape of a network. Names and defaults follow nanoGPT's GPTConfig."""
 
     block_size: int = option(1024, "Longest sequence, in tokens.", ge=1, le=1 << 20)
     vocab_size: int = option(50304, "Rows of the token embedding.", ge=1, le=1 << 24)
@@ -130,12 +133,13 @@ class ModelConfig:
     n_head: int = option(12, "Attention heads in each block; a divisor of n_embd.", ge=1, le=1024)
     n_embd: int = option(768, "Width of the residual stream.", ge=1, le=1 << 16)
     dropout: float = option(0.0, "Probability of dropping an activation.", ge=0, lt=1)
-    bias: bool = option(True, "Whether linear and normalization layers have biases.")
+    bias: bool = option(True, "Whether linear and normalization layers have biases; not modern.")
+    arch: str = option("gpt2", "GPT-2, or the shape of nanochat.", choices=ARCHITECTURES)
 
     def __post_init__(self) -> None:
         found = range_violations(self)
-        if not found and self.n_embd % self.n_head:
-            found = [head_violation(self.n_embd, self.n_head)]
+        if not found:
+            found = shape_violations(self.arch, self.n_embd, self.n_head, self.bias)
         if found:
             raise InvalidConfig(found)
 
@@ -144,9 +148,24 @@ class ModelConfig:
         """Width of one attention head."""
         return self.n_embd // self.n_head
 
+    @property
+    def is_modern(self) -> bool:
+        """Whether positions are rotations and the head is a matrix of its own; see model.py."""
+        return self.arch == "modern"
 
-def head_violation(n_embd: int, n_head: int) -> Violation:
-    return Violation("n_head", f"must divide n_embd; {n_embd} is not a multiple of {n_head}")
+
+def shape_violations(arch: str, n_embd: int, n_head: int, bias: bool) -> list[Violation]:
+    """What is wrong with values that are right each by itself."""
+    found = []
+    if n_embd % n_head:
+        problem = f"must divide n_embd; {n_embd} is not a multiple of {n_head}"
+        found.append(Violation("n_head", problem))
+    elif arch == "modern" and n_embd // n_head % 2:
+        problem = f"must leave an even n_embd / n_head with arch modern, got {n_embd} / {n_head}"
+        found.append(Violation("n_head", problem))
+    if arch == "modern" and bias:
+        found.append(Violation("bias", "must be false with arch modern, which has none"))
+    return found
 
 
 MAX_SAMPLE_PROMPTS = 16
@@ -173,7 +192,12 @@ class TrainConfig:
     n_head: int = option(6, "Attention heads in each block; a divisor of n_embd.", ge=1, le=1024)
     n_embd: int = option(384, "Width of the residual stream.", ge=1, le=1 << 16)
     dropout: float = option(0.2, "Probability of dropping an activation.", ge=0, lt=1)
-    bias: bool = option(False, "Whether linear and normalization layers have biases.")
+    bias: bool = option(False, "Whether linear and normalization layers have biases; not modern.")
+    arch: str = option(
+        "gpt2",
+        "GPT-2, or modern: rotary positions, RMSNorm, ReLU squared, an untied head.",
+        choices=ARCHITECTURES,
+    )
     learning_rate: float = option(1e-3, "Peak learning rate.", gt=0, le=1e3)
     max_iters: int = option(5000, "Steps, unless something else ends the run before.", ge=1)
     weight_decay: float = option(0.1, "Decoupled decay of matrices and embeddings.", ge=0, le=1e3)
@@ -254,8 +278,11 @@ class TrainConfig:
         def are_right(*names: str) -> bool:
             return wrong.isdisjoint(names)
 
-        if are_right("n_embd", "n_head") and self.n_embd % self.n_head:
-            found.append(head_violation(self.n_embd, self.n_head))
+        if are_right("arch", "n_embd", "n_head", "bias"):
+            found += shape_violations(self.arch, self.n_embd, self.n_head, self.bias)
+        if self.arch == "modern" and self.sinusoidal_positions:
+            problem = "must be false with arch modern, whose positions are rotations"
+            found.append(Violation("sinusoidal_positions", problem))
         if (
             are_right("decay_lr", "lr_decay_iters", "warmup_iters")
             and self.decay_lr
@@ -330,6 +357,7 @@ class TrainConfig:
             n_embd=self.n_embd,
             dropout=self.dropout,
             bias=self.bias,
+            arch=self.arch,
         )
 
     @property

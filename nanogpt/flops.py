@@ -1,21 +1,29 @@
 """Floating-point operations and bytes that a GPT needs, by formula. No torch, no measuring.
 
-Names: L layers, H heads, Q head size, C = H·Q width, T context, N weights without the position
-embeddings, which are looked up and never multiplied. The token embedding counts once: it is tied
-to the output layer, where it is multiplied.
+Names: L layers, H heads, Q head size, C = H·Q width, T context, N weights without those that are
+looked up and never multiplied: position embeddings, and the token embedding unless it is tied to
+the output layer, where it is multiplied.
 """
 
 from nanogpt.config import ModelConfig
 
 
 def multiplied_weights(config: ModelConfig) -> int:
-    """N: number of weights without position embeddings."""
+    """N: number of weights, those apart that are only looked up."""
     C = config.n_embd
+    if config.is_modern:
+        return config.vocab_size * C + config.n_layer * 12 * C * C
     attention, mlp, norms = 4 * C * C, 8 * C * C, 2 * C
     if config.bias:
         attention, mlp, norms = attention + 4 * C, mlp + 5 * C, norms + 2 * C
     final_norm = 2 * C if config.bias else C
     return config.vocab_size * C + config.n_layer * (attention + mlp + norms) + final_norm
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of weights, tied ones counted once."""
+    looked_up = config.vocab_size if config.is_modern else config.block_size
+    return multiplied_weights(config) + looked_up * config.n_embd
 
 
 def training_flops_per_token(config: ModelConfig) -> int:

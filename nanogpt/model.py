@@ -1,11 +1,17 @@
-"""GPT-2: the one network definition that training and inference share.
+"""The one network definition that training and inference share, in two architectures.
 
 It knows nothing about batching, caches or devices: attention is a function that the caller
 passes in (`attend`), so training hands over causal attention and the engine its KV cache.
 Names of weights are nanoGPT's, so that checkpoints can be exchanged by name.
 
-Architecture: https://d4mucfpksywv.cloudfront.net/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
-Pre-norm blocks, learned positions, exact (erf) GELU, output tied to the token embedding.
+    gpt2    LayerNorm, learned positions, exact (erf) GELU, output tied to the token embedding
+            https://d4mucfpksywv.cloudfront.net/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
+    modern  RMSNorm without weights, also of the embeddings, queries and keys; rotary positions,
+            ReLU squared, no biases, an output layer of its own, whose logits are soft-capped
+            https://github.com/karpathy/nanochat/blob/master/nanochat/gpt.py of October 2025,
+            which transformers has as NanoChatForCausalLM
+
+Both are pre-norm blocks of the same matrices under the same names.
 
 Shapes: B = sequences, T = tokens, C = n_embd, H = n_head, D = head size, V = vocab_size.
 """
@@ -23,6 +29,46 @@ from nanogpt.dropout import Dropout
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention of one layer: (layer index, q, k, v), each (B, H, T, D), to (B, H, T, D)."""
 
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine of each position's angles: (T, D/2), or (B, 1, T, D/2)."""
+
+ROTARY_BASE = 10_000.0
+RMS_NORM_EPSILON = 1e-6
+SOFT_CAP = 15.0
+"""Of modern logits: they are in (-SOFT_CAP, SOFT_CAP). https://arxiv.org/abs/2408.00118"""
+
+
+def rotation(positions: Tensor, head_size: int) -> Rotation:
+    """The angles by which `rotate` turns queries and keys at positions (T,) or (B, T).
+
+    https://arxiv.org/abs/2104.09864, section 3.4.2
+    """
+    pairs = torch.arange(0, head_size, 2, device=positions.device)
+    angles = positions[..., None] * ROTARY_BASE ** (-pairs / head_size)  # (..., T, D/2)
+    if positions.dim() == 2:
+        angles = angles[:, None]  # the same for all heads
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Turns pair i of x (B, H, T, D), its numbers i and D/2 + i, clockwise, as nanochat does."""
+    cos, sin = (part.to(x.dtype) for part in by)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+def _rms_norm(x: Tensor) -> Tensor:
+    """Along the last dimension, without weights. https://arxiv.org/abs/1910.07467"""
+    return F.rms_norm(x, x.shape[-1:], eps=RMS_NORM_EPSILON)
+
+
+def _norm(config: ModelConfig) -> nn.Module:
+    """The normalization of the residual stream."""
+    C = config.n_embd
+    if config.is_modern:
+        return nn.RMSNorm(C, eps=RMS_NORM_EPSILON, elementwise_affine=False)
+    return nn.LayerNorm(C, bias=config.bias)
+
 
 class CausalSelfAttention(nn.Module):
     """Multi-head attention around an `attend` function. https://arxiv.org/abs/1706.03762"""
@@ -36,10 +82,12 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.attention_dropout = config.dropout
 
-    def forward(self, x: Tensor, attend: Attend | None) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend | None, turned: Rotation | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if turned is not None:
+            q, k = _rms_norm(rotate(q, turned)), _rms_norm(rotate(k, turned))
         if attend is None:
             dropout = self.attention_dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
@@ -50,16 +98,22 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers around a GELU, four times as wide inside."""
+    """Two linear layers around a GELU or a squared ReLU, four times as wide inside.
+
+    https://arxiv.org/abs/1606.08415, https://arxiv.org/abs/2109.08668
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = Dropout(config.dropout)
+        self.is_modern = config.is_modern
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        x = self.c_fc(x)  # (B, T, 4C)
+        x = F.relu(x).square() if self.is_modern else F.gelu(x)
+        return self.dropout(self.c_proj(x))
 
 
 class Block(nn.Module):
@@ -67,13 +121,16 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = _norm(config)
         self.attn = CausalSelfAttention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = _norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, attend: Attend | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), attend)
+    def forward(
+        self, x: Tensor, attend: Attend | None = None, turned: Rotation | None = None
+    ) -> Tensor:
+        """(B, T, C) of that shape. A modern block needs the rotation of its positions."""
+        x = x + self.attn(self.ln_1(x), attend, turned)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -83,16 +140,25 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        if not config.is_modern:
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = _norm(config)
+        self.config = config
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend | None) -> Tensor:
-        x = self.drop(self.wte(tokens) + self.wpe(positions))  # (B, T, C)
+        x = self.wte(tokens)  # (B, T, C)
+        turned = self.rotation(positions)
+        x = x + self.wpe(positions) if turned is None else _rms_norm(x)
+        x = self.drop(x)
         for block in self.h:
-            x = block(x, attend)
+            x = block(x, attend, turned)
         return self.ln_f(x)
+
+    def rotation(self, positions: Tensor) -> Rotation | None:
+        """What a block needs to know of positions; None of gpt2, where embeddings say it all."""
+        return rotation(positions, self.config.head_size) if self.config.is_modern else None
 
 
 class GPT(nn.Module):
@@ -105,13 +171,23 @@ class GPT(nn.Module):
         """Attention of `forward`; None is torch's fused one."""
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        # tied: https://arxiv.org/abs/1608.05859
-        self.transformer.wte.weight = self.lm_head.weight
+        self.tie()
         self.apply(_init_weights)
+        if config.is_modern:  # as nanochat: the first loss is that of a uniform guess
+            nn.init.normal_(self.transformer.wte.weight)
+            nn.init.zeros_(self.lm_head.weight)
         for name, weight in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 # each block adds to the residual stream twice (GPT-2 paper, section 2.3)
                 nn.init.normal_(weight, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    def tie(self) -> None:
+        """Makes one tensor of token embedding and head, unless the architecture has two.
+
+        https://arxiv.org/abs/1608.05859
+        """
+        if not self.config.is_modern:
+            self.transformer.wte.weight = self.lm_head.weight
 
     def hidden(
         self, tokens: Tensor, positions: Tensor | None = None, attend: Attend | None = None
@@ -130,6 +206,11 @@ class GPT(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         return self.transformer(tokens, positions, attend)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., V) of final hidden states (..., C)."""
+        logits = self.lm_head(hidden)
+        return soft_cap(logits) if self.config.is_modern else logits
+
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -141,21 +222,26 @@ class GPT(nn.Module):
         """
         x = self.hidden(tokens, attend=self.attend)
         if targets is None:
-            return self.lm_head(x[:, [-1], :]), None
-        logits = self.lm_head(x)
+            return self.logits(x[:, [-1], :]), None
+        logits = self.logits(x)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
 
     def parameter_count(self, position_embeddings: bool = True) -> int:
         """Number of weights, tied ones counted once, with or without position embeddings."""
         count = sum(weight.numel() for weight in self.parameters())
-        if not position_embeddings:
+        if not position_embeddings and not self.config.is_modern:
             count -= self.transformer.wpe.weight.numel()
         return count
 
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
+
+
+def soft_cap(logits: Tensor) -> Tensor:
+    """Modern logits in float32, those near 0 almost as they were, none beyond SOFT_CAP."""
+    return SOFT_CAP * torch.tanh(logits.float() / SOFT_CAP)
 
 
 def _init_weights(module: nn.Module) -> None:
@@ -198,8 +284,10 @@ def sinusoidal_positions(model: GPT, scale: float = 0.1) -> None:
 def crop_block_size(state: dict[str, Tensor], block_size: int) -> dict[str, Tensor]:
     """The weights with position embeddings cut to the first `block_size` positions.
 
-    Raises ValueError if there are fewer.
+    Raises ValueError if there are fewer. Modern weights, which know no positions, are returned.
     """
+    if "transformer.wpe.weight" not in state:
+        return state
     positions = state["transformer.wpe.weight"]
     if block_size > positions.shape[0]:
         raise ValueError(

@@ -35,11 +35,11 @@ LONG = 65536
 """Tokens of a request that outlives any test that does not cancel it."""
 
 
-def tiny_model(seed: int = 0) -> GPT:
+def tiny_model(seed: int = 0, config: ModelConfig = CONFIG) -> GPT:
     """A network of random weights, the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return GPT(CONFIG)
+        return GPT(config)
 
 
 def tiny_runner(model: GPT | None = None, num_slots: int = 4) -> TorchRunner:
@@ -48,18 +48,24 @@ def tiny_runner(model: GPT | None = None, num_slots: int = 4) -> TorchRunner:
 
 
 def write_checkpoint(
-    folder: Path, *, step: int = 10, seed: int = 0, job_id: str = "", tokenizer=TOKENIZER
+    folder: Path,
+    *,
+    step: int = 10,
+    seed: int = 0,
+    job_id: str = "",
+    tokenizer=TOKENIZER,
+    config: ModelConfig = CONFIG,
 ) -> None:
     meta = CheckpointMeta(
         step=step,
-        model_config=CONFIG,
+        model_config=config,
         tokenizer=tokenizer.to_json(),
         val_loss=4.0,
         create_time=time.time(),
         job_id=job_id,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder, meta, tiny_model(seed).state_dict(), None)
+    save_checkpoint(folder, meta, tiny_model(seed, config).state_dict(), None)
 
 
 def write_job_checkpoint(data_dir: Path, job_id: str, step: int, *, model: str = "trained") -> Path:

@@ -131,6 +131,18 @@ def test_tied_weights_are_stored_once_by_nanogpts_name(folder, model):
     assert state["lm_head.weight"] is state["transformer.wte.weight"]
 
 
+def test_a_head_of_its_own_comes_back(tmp_path):
+    config = replace(CONFIG, bias=False, arch="modern")
+    model = GPT(config)
+    torch.nn.init.normal_(model.lm_head.weight)
+    meta = replace(meta_of(), model_config=config)
+    save_checkpoint(tmp_path / "step_000250", meta, model.state_dict(), None)
+    loaded = load_model(tmp_path / "step_000250")
+    assert loaded.config == config
+    assert equal(loaded.state_dict(), model.state_dict())
+    assert not torch.equal(loaded.lm_head.weight, loaded.transformer.wte.weight)
+
+
 def test_an_untied_head_is_refused(tmp_path, model):
     state = {**model.state_dict(), "lm_head.weight": torch.zeros(65, 32)}
     with pytest.raises(ValueError, match="the two are one tensor"):

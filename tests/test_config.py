@@ -69,6 +69,18 @@ def test_fields_that_do_not_fit_together_are_named_beside_those_out_of_range():
     assert wrong_fields(TrainConfig, n_embd=63, n_head=0) == ["n_head"]  # known wrong already
 
 
+def test_a_modern_network_has_no_biases_and_pairs_to_rotate():
+    modern = {"arch": "modern"}
+    for key in ("bias", "sinusoidal_positions"):
+        assert wrong_fields(TrainConfig, **modern, **{key: True}) == [key]
+    assert wrong_fields(TrainConfig, **modern, n_embd=66, n_head=6) == ["n_head"]
+    assert wrong_fields(ModelConfig, **modern) == ["bias"]  # nanoGPT's default is true
+    assert wrong_fields(TrainConfig, arch="llama") == ["arch"]
+    assert TrainConfig(**modern).model_config(65) == ModelConfig(
+        256, 65, 6, 6, 384, dropout=0.2, bias=False, arch="modern"
+    )
+
+
 def test_rates_and_schedule_must_fit_together():
     assert wrong_fields(TrainConfig, warmup_iters=10, lr_decay_iters=10) == ["lr_decay_iters"]
     assert wrong_fields(TrainConfig, learning_rate=1e-5, min_lr=1e-4) == ["min_lr"]

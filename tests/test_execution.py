@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from nanogpt.config import ModelConfig, TrainConfig
-from nanogpt.model import GPT
+from nanogpt.model import GPT, soft_cap
 from nanogpt.training import execution as execution_module
 from nanogpt.training.cross_entropy import chunked_cross_entropy
 from nanogpt.training.execution import (
@@ -23,13 +23,19 @@ from nanogpt.training.step import TrainingStep
 SHAPE = ModelConfig(block_size=32, vocab_size=65, n_layer=2, n_head=2, n_embd=32, bias=False)
 
 
+MODERN = replace(SHAPE, arch="modern")
+
+
 def make(shape=SHAPE):
+    """Its head is not zero, or nothing below it would have a gradient."""
     torch.manual_seed(0)
-    return GPT(shape).train()
+    model = GPT(shape).train()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.02)
+    return model
 
 
-def gradients(execution, dtype=torch.float32):
-    model = make()
+def gradients(execution, dtype=torch.float32, shape=SHAPE):
+    model = make(shape)
     use_attention(model, execution)
     step = TrainingStep(
         model,
@@ -46,10 +52,11 @@ def gradients(execution, dtype=torch.float32):
 
 @pytest.mark.parametrize("pieces", [1, 3, 4, 6])
 @pytest.mark.parametrize("attention", ["fused", "matmul"])
-def test_the_gradient_is_that_of_the_plain_way(pieces, attention):
+@pytest.mark.parametrize("shape", [SHAPE, MODERN], ids=["gpt2", "modern"])
+def test_the_gradient_is_that_of_the_plain_way(pieces, attention, shape):
     """Also in pieces of unequal size: 6 sequences in 4."""
-    plain, expected = gradients(Execution())
-    result, found = gradients(Execution(pieces, attention))
+    plain, expected = gradients(Execution(), shape=shape)
+    result, found = gradients(Execution(pieces, attention), shape=shape)
     assert result.loss == pytest.approx(plain.loss, abs=1e-6)
     assert result.grad_norm == pytest.approx(plain.grad_norm, rel=1e-5)
     for name, gradient in expected.items():
@@ -57,9 +64,10 @@ def test_the_gradient_is_that_of_the_plain_way(pieces, attention):
 
 
 @pytest.mark.parametrize("attention", ["fused", "matmul"])
-def test_bfloat16_stays_close_to_float32(attention):
-    plain, expected = gradients(Execution())
-    result, found = gradients(Execution(2, attention), torch.bfloat16)
+@pytest.mark.parametrize("shape", [SHAPE, MODERN], ids=["gpt2", "modern"])
+def test_bfloat16_stays_close_to_float32(attention, shape):
+    plain, expected = gradients(Execution(), shape=shape)
+    result, found = gradients(Execution(2, attention), torch.bfloat16, shape)
     assert result.loss == pytest.approx(plain.loss, abs=0.01)
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() < 0.05 * gradient.norm(), name
@@ -103,9 +111,10 @@ def test_the_fastest_is_chosen(monkeypatch, fastest, expected):
     assert sorted(set(seen)) == [32, 48, 96]
 
 
-def test_measuring_changes_nothing(monkeypatch):
+@pytest.mark.parametrize("shape", [SHAPE, MODERN], ids=["gpt2", "modern"])
+def test_measuring_changes_nothing(monkeypatch, shape):
     monkeypatch.setattr(execution_module, "WORTHWHILE_FLOPS", 0)
-    model = make(replace(SHAPE, dropout=0.5))
+    model = make(replace(shape, dropout=0.5))
     before = {name: w.clone() for name, w in model.state_dict().items()}
     state = torch.get_rng_state()
     found = choose_execution(model, 16, torch.float32)
@@ -123,27 +132,32 @@ def test_a_choice_is_made_once(tmp_path):
     assert recorded_execution(path, lambda: Execution(2)) == Execution(2)
 
 
+@pytest.mark.parametrize("is_capped", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_chunked_loss_and_its_gradients(monkeypatch, dtype):
+def test_the_chunked_loss_and_its_gradients(monkeypatch, dtype, is_capped):
     """In chunks of 7 of 40 tokens, the last one smaller."""
     monkeypatch.setattr("nanogpt.training.cross_entropy.PIECE_BYTES", 7 * 4 * 300)
     torch.manual_seed(0)
     hidden = torch.randn(40, 16, requires_grad=True)
-    head = (0.5 * torch.randn(300, 16)).requires_grad_()
+    head = (3 * torch.randn(300, 16)).requires_grad_()  # logits beyond the cap
     targets = torch.randint(300, (40,))
+
+    def plain():
+        logits = F.linear(hidden, head)
+        return F.cross_entropy(soft_cap(logits) if is_capped else logits, targets)
+
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        expected = F.cross_entropy(F.linear(hidden, head), targets)
+        expected = plain()
         (3 * expected).backward()
         wanted = hidden.grad.clone(), head.grad.clone()
         hidden.grad = head.grad = None
-        found = chunked_cross_entropy(hidden, head, targets)
+        found = chunked_cross_entropy(hidden, head, targets, is_capped)
         (3 * found).backward()
     tolerance = 1e-6 if dtype == torch.float32 else 0.02
     assert found.item() == pytest.approx(expected.item(), rel=tolerance)
     for one, other in zip((hidden.grad, head.grad), wanted, strict=True):
         assert (one - other).norm() <= tolerance * 5 * other.norm()
     with torch.no_grad():
-        assert chunked_cross_entropy(hidden, head, targets).item() == pytest.approx(
-            F.cross_entropy(F.linear(hidden, head), targets).item(), rel=1e-6
-        )
+        again = chunked_cross_entropy(hidden, head, targets, is_capped)
+        assert again.item() == pytest.approx(plain().item(), rel=1e-6)
     assert math.isfinite(found.item())

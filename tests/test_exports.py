@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import grpc
 import pytest
 import torch
 from serving import (
+    CONFIG,
     TOKENIZER,
     damage,
     refused,
@@ -100,6 +102,17 @@ async def test_models_go_out_as_gguf(folder):
             assert await export(server, folder / "out", name, "gguf") == [f"{name}.gguf"]
             assert (folder / "out" / f"{name}.gguf").read_bytes()[:8] == b"GGUF\x03\0\0\0"
         await until(lambda: not left(folder))
+
+
+async def test_a_modern_model_goes_out_where_there_is_a_place_for_it(folder):
+    config = replace(CONFIG, bias=False, arch="modern")
+    write_checkpoint(folder / "models" / "modern", config=config)
+    async with served(folder) as server:
+        assert "config.json" in await export(server, folder / "out", "modern", "hugging_face")
+        for format in ("nanogpt", "gguf"):
+            error = await refused(server.models.ExportModel(request("modern", format)))
+            assert error.code() == Code.FAILED_PRECONDITION
+            assert f"the format {format} cannot hold" in error.details()
 
 
 async def test_every_reference_leads_to_its_weights(folder):

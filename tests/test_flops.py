@@ -1,5 +1,7 @@
 """Counts against the reference numbers of nanoGPT, and against the network itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,6 +37,19 @@ def test_weights(config, weights):
 )
 def test_training_flops_per_token(config, count):
     assert flops.training_flops_per_token(config) == count
+
+
+@pytest.mark.parametrize("config", [CHAR, GPT2_XL, replace(CHAR, arch="modern")])
+def test_parameter_count(config):
+    with torch.device("meta"):
+        assert GPT(config).parameter_count() == flops.parameter_count(config)
+
+
+def test_a_modern_head_is_multiplied_and_its_embedding_is_not():
+    modern = replace(CHAR, arch="modern")
+    norms = 13 * 384
+    assert flops.multiplied_weights(modern) == flops.multiplied_weights(CHAR) - norms
+    assert flops.parameter_count(modern) == flops.multiplied_weights(modern) + 65 * 384
 
 
 def test_training_flops_per_step():

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,30 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    NanoChatConfig,
+    NanoChatForCausalLM,
+)
 
 from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
+from nanogpt.flops import parameter_count
 from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
 from nanogpt.inference.torch_runner import TorchRunner
-from nanogpt.interop import hugging_face
+from nanogpt.interop import gpt2_layout
 from nanogpt.interop.hugging_face import (
     export_hugging_face,
     hugging_face_config,
     import_hugging_face,
     to_hugging_face,
 )
-from nanogpt.interop.weights import shapes_of
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
 
@@ -239,15 +248,15 @@ def test_every_published_size_has_the_shapes_of_its_configuration(
     class Compared(Exception):
         """The shapes are right."""
 
-    def reads_a_weight(name: str) -> None:
+    def takes_weights(config: ModelConfig, stored: dict[str, Tensor]) -> None:
         raise Compared
 
-    monkeypatch.setattr(hugging_face, "own", reads_a_weight)
+    monkeypatch.setattr(gpt2_layout, "to_ours", takes_weights)
     with pytest.raises(Compared):
         import_hugging_face(tmp_path)
     (n_layer, n_head, n_embd), parameters = PUBLISHED[size]
     config = ModelConfig(1024, 50257, n_layer, n_head, n_embd, bias=True)
-    assert sum(map(math.prod, shapes_of(config).values())) == parameters
+    assert parameter_count(config) == parameters
 
 
 WHOLE = {"dtype": "F32", "shape": [16, 32], "data_offsets": [0, 2048]}
@@ -326,7 +335,7 @@ def test_a_lying_config_allocates_nothing(tmp_path: Path) -> None:
         ({"n_head": 5}, "n_head: must divide n_embd"),
         ({"n_layer": "2"}, "n_layer: must be int, got '2'"),
         ({"n_layer": 3}, "tensors are missing, the first is transformer.h.2"),
-        ({"n_layer": 1}, "tensors are not a GPT-2's, such as transformer.h.1"),
+        ({"n_layer": 1}, "tensors do not belong there, such as transformer.h.1"),
     ],
 )
 def test_refuses_what_it_could_not_compute(
@@ -421,6 +430,55 @@ def test_an_exported_model_is_the_same_in_transformers(tmp_path: Path, bias: boo
     assert imported_config == ModelConfig(**{**asdict(config), "bias": True})
     for name, weight in ours.state_dict().items():
         assert torch.equal(state[name], weight), name
+
+
+def modern_model() -> GPT:
+    return our_model(replace(CONFIG, bias=False, arch="modern"))
+
+
+def test_a_modern_network_goes_out_and_comes_back(tmp_path: Path) -> None:
+    ours, tokenizer = modern_model(), CharTokenizer([chr(i) for i in range(33, 98)])
+    export_hugging_face(tmp_path, "any", meta_of(ours.config, tokenizer), ours.state_dict())
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert isinstance(theirs, NanoChatForCausalLM)
+    with torch.no_grad():
+        expected = ours(TOKENS, TOKENS)[0]
+        torch.testing.assert_close(theirs(TOKENS).logits, expected, rtol=0, atol=1e-4)
+    imported_config, state = import_hugging_face(tmp_path)
+    assert imported_config == ours.config
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(state[name], weight), name
+
+
+def test_a_nanochat_of_transformers_is_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = hugging_face_config(modern_model().config)
+    theirs = NanoChatForCausalLM(NanoChatConfig(**settings)).eval()
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    config, state = import_hugging_face(tmp_path)
+    with torch.no_grad():
+        expected = theirs(TOKENS).logits
+    torch.testing.assert_close(logits_of(config, state), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"hidden_act": "gelu"}, "has hidden_act 'gelu'; must be 'relu2'"),
+        ({"num_key_value_heads": 1}, "has num_key_value_heads 1; must be 2"),
+        ({"intermediate_size": 96}, "has intermediate_size 96; must be 128"),
+        ({"final_logit_softcapping": None}, "has final_logit_softcapping None; must be 15.0"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "has rope_parameters"),
+        ({"num_attention_heads": 32, "num_key_value_heads": 32}, "n_head: must leave an even"),
+    ],
+)
+def test_another_nanochat_is_refused(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+    ours = modern_model()
+    values = {**hugging_face_config(ours.config), **change}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    save_file(to_hugging_face(ours.config, ours.state_dict()), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        import_hugging_face(tmp_path)
 
 
 def test_the_vocabulary_of_a_char_model_goes_along(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """The network against Hugging Face's GPT-2, known sizes and known first losses."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from nanogpt.config import ModelConfig
-from nanogpt.model import GPT, crop_block_size, sinusoidal_positions
+from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
+from nanogpt.model import GPT, crop_block_size, rotate, rotation, sinusoidal_positions
 
 TINY = ModelConfig(block_size=16, vocab_size=65, n_layer=2, n_head=4, n_embd=32, dropout=0.0)
+MODERN = replace(TINY, bias=False, arch="modern")
 
 # name: (config, all parameters, without position embeddings, decayed, not decayed)
 SIZES = {
@@ -67,6 +70,80 @@ def test_logits_equal_hugging_face(bias: bool) -> None:
         theirs = hugging_face_twin(model, bias=bias)(tokens).logits
     assert theirs.abs().max() > 1
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def trained_look(model: GPT) -> GPT:
+    """The model in evaluation mode with weights that leave no part of it without effect."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.2)
+    return model.eval()
+
+
+def test_modern_logits_equal_those_of_transformers() -> None:
+    from transformers import NanoChatConfig, NanoChatForCausalLM
+
+    model = trained_look(GPT(MODERN))
+    twin = NanoChatForCausalLM(NanoChatConfig(**hugging_face_config(MODERN))).eval()
+    twin.load_state_dict(to_hugging_face(MODERN, model.state_dict()))
+    tokens = torch.randint(65, (3, 16))
+    with torch.no_grad():
+        ours, loss = model(tokens, targets=tokens)
+        theirs = twin(tokens, labels=tokens).logits
+    assert theirs.abs().max() > 1 and loss is not None
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_modern_gradients_equal_those_of_transformers() -> None:
+    from transformers import NanoChatConfig, NanoChatForCausalLM
+
+    model = trained_look(GPT(MODERN))
+    twin = NanoChatForCausalLM(NanoChatConfig(**hugging_face_config(MODERN)))
+    twin.load_state_dict(to_hugging_face(MODERN, model.state_dict()))
+    tokens, targets = torch.randint(65, (3, 16)), torch.randint(65, (3, 16))
+    _, loss = model(tokens, targets)
+    loss.backward()
+    logits = twin(tokens).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    expected = {name: weight.grad for name, weight in twin.named_parameters()}
+    for name, gradient in to_hugging_face(MODERN, gradients).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_rotated_vectors_are_alike_by_their_distance_alone() -> None:
+    q, k = torch.randn(2, 1, 1, 1, 8).double().expand(2, 1, 1, 40, 8)
+    turned = rotation(torch.arange(40), 8)
+    alike = (rotate(q, turned) @ rotate(k, turned).transpose(-2, -1))[0, 0]  # (40, 40)
+    for distance in range(-39, 40):
+        diagonal = alike.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=0)
+    assert alike.diagonal(1).mean() != pytest.approx(alike.diagonal(2).mean().item(), abs=1e-3)
+
+
+def test_positions_of_each_sequence_rotate_its_own_tokens() -> None:
+    model = trained_look(GPT(MODERN))
+    tokens = torch.randint(65, (2, 16))
+    shuffled = torch.stack((torch.arange(16), torch.arange(16).flip(0)))
+    both = model.hidden(tokens, shuffled)
+    for row in range(2):
+        alone = model.hidden(tokens[row : row + 1], shuffled[row])
+        torch.testing.assert_close(both[row : row + 1], alone)
+
+
+def test_modern_first_loss_is_that_of_a_uniform_guess() -> None:
+    tokens = torch.randint(65, (4, 17))
+    _, loss = GPT(MODERN)(tokens[:, :-1], tokens[:, 1:])
+    assert loss is not None
+    assert loss.item() == pytest.approx(math.log(65), abs=1e-5)
+
+
+def test_modern_logits_stay_below_the_soft_cap() -> None:
+    model = GPT(MODERN)
+    hidden = torch.randn(3, 32) * 1000
+    torch.nn.init.normal_(model.lm_head.weight)
+    assert model.logits(hidden).abs().max() <= 15
+    assert model.lm_head(hidden).abs().max() > 100
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -140,8 +217,9 @@ def test_without_targets_only_the_last_position_has_logits() -> None:
     torch.testing.assert_close(last, every[:, -1:])
 
 
-def test_tokens_do_not_see_the_future() -> None:
-    model = GPT(TINY)
+@pytest.mark.parametrize("config", [TINY, MODERN])
+def test_tokens_do_not_see_the_future(config: ModelConfig) -> None:
+    model = trained_look(GPT(config))
     tokens = torch.randint(65, (1, 16))
     changed = tokens.clone()
     changed[0, 10:] = (tokens[0, 10:] + 1) % 65
@@ -150,9 +228,10 @@ def test_tokens_do_not_see_the_future() -> None:
     assert not torch.allclose(before[:, 10:], after[:, 10:])
 
 
-def test_attention_can_be_passed_in() -> None:
+@pytest.mark.parametrize("config", [TINY, MODERN])
+def test_attention_can_be_passed_in(config: ModelConfig) -> None:
     """The same scores, masked and summed by hand."""
-    model = GPT(TINY)
+    model = trained_look(GPT(config))
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
@@ -185,3 +264,8 @@ def test_crop_block_size() -> None:
     torch.testing.assert_close(small.hidden(tokens), model.hidden(tokens))
     with pytest.raises(ValueError, match="block_size 17 is more than the 16 positions"):
         crop_block_size(model.state_dict(), 17)
+
+
+def test_modern_weights_need_no_cropping() -> None:
+    state = GPT(MODERN).state_dict()
+    GPT(replace(MODERN, block_size=8)).load_state_dict(crop_block_size(state, 8))

@@ -17,11 +17,12 @@ from nanogpt.checkpoint import (
     publish_model,
     read_meta,
 )
+from nanogpt.flops import parameter_count
 from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
 from nanogpt.model import GPT
 from nanogpt.tokenizer import GPT2Tokenizer
 from server.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
-from server.models.catalog import ModelCatalog, parameter_count
+from server.models.catalog import ModelCatalog
 
 
 @pytest.fixture
@@ -177,7 +178,9 @@ def test_importing_hugging_face_files(catalog, tmp_path):
 def test_importing_a_nanogpt_checkpoint(catalog, tmp_path):
     folder = tmp_path / "imports" / "run"
     folder.mkdir(parents=True)
-    checkpoint = {"model": tiny_model().state_dict(), "model_args": asdict(CONFIG)}
+    arguments = asdict(CONFIG)
+    del arguments["arch"]
+    checkpoint = {"model": tiny_model().state_dict(), "model_args": arguments}
     torch.save(checkpoint, folder / "ckpt.pt")
     catalog.import_model("mine", "run", "nanogpt", TOKENIZER)
     assert catalog.find("mine")[1].model_config == CONFIG

@@ -20,12 +20,12 @@ from serving import (
     write_job_checkpoint,
 )
 
+from nanogpt.flops import parameter_count
 from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
 from nanogpt.tokenizer import GPT2Tokenizer
 from protos.nanogpt.v1 import inference_pb2
 from protos.nanogpt.v1 import models_pb2 as pb
 from server.models import runners
-from server.models.catalog import parameter_count
 
 Code = grpc.StatusCode
 State = pb.Model.State

@@ -39,7 +39,8 @@ def logits_of(config: ModelConfig, state: dict[str, Tensor]) -> Tensor:
 def nanogpt_checkpoint(config: ModelConfig = CONFIG, prefix: str = "") -> dict[str, Any]:
     """What nanoGPT's train.py saves, with the names that torch.compile makes if asked."""
     model = our_model(config)
-    arguments = {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
+    arguments = asdict(config)
+    del arguments["arch"]  # which nanoGPT's GPTConfig does not have
     return {
         "model": {prefix + name: weight for name, weight in model.state_dict().items()},
         "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
@@ -174,7 +175,7 @@ def test_an_exported_checkpoint_is_what_sample_py_reads(tmp_path: Path, bias: bo
     path = tmp_path / "ckpt.pt"
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint.keys() == {"model", "model_args", "iter_num", "best_val_loss", "config"}
-    assert checkpoint["model_args"] == asdict(config)
+    assert {**checkpoint["model_args"], "arch": "gpt2"} == asdict(config)
     assert (checkpoint["iter_num"], checkpoint["best_val_loss"]) == (250, 1.5)
     assert checkpoint["config"] == {"dataset": "bard"}
     expected = our_model(config).state_dict()

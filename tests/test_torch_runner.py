@@ -1,6 +1,7 @@
 """What the engine relies on: which rows come back, in which order, whatever shares the pass."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,16 +16,23 @@ VOCAB_SIZE = 50  # of 64: the rest is padding
 CONFIG = ModelConfig(block_size=16, vocab_size=64, n_layer=2, n_head=4, n_embd=32)
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT:
+@pytest.fixture(scope="module", params=["gpt2", "modern"])
+def model(request: pytest.FixtureRequest) -> GPT:
     torch.manual_seed(0)
-    return GPT(CONFIG).eval()
+    return random_model(replace(CONFIG, bias=request.param == "gpt2", arch=request.param))
+
+
+def random_model(config: ModelConfig) -> GPT:
+    """Without a matrix of zeros."""
+    model = GPT(config).eval()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.02)
+    return model
 
 
 @torch.inference_mode()
 def whole(model: GPT, tokens: list[int]) -> np.ndarray:
     """Logits (T, V) of every token, without a cache."""
-    return model.lm_head(model.hidden(torch.tensor([tokens]))[0])[:, :VOCAB_SIZE].numpy()
+    return model.logits(model.hidden(torch.tensor([tokens]))[0])[:, :VOCAB_SIZE].numpy()
 
 
 def test_rows_are_those_asked_for_in_the_order_of_chunks(model: GPT) -> None:
@@ -67,13 +75,14 @@ def random_mix(
     return [(i, min(dice.choice(sizes), len(texts[i]) - cached[i])) for i in mix]
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_logits_are_those_of_the_sequence_alone_bit_for_bit(dtype: torch.dtype) -> None:
+def test_logits_are_those_of_the_sequence_alone_bit_for_bit(dtype: torch.dtype, arch: str) -> None:
     """In random mixes of decodes and chunks in any slots, each token's logits equal those of its
     sequence alone, computed in other chunks."""
     torch.manual_seed(3)
-    config = ModelConfig(block_size=150, vocab_size=64, n_layer=2, n_head=3, n_embd=96)
-    model = GPT(config).eval().to(dtype)
+    config = ModelConfig(150, 64, 2, 3, 96, bias=arch == "gpt2", arch=arch)
+    model = random_model(config).to(dtype)
     dice = random.Random(3)
     texts = [dice.choices(range(VOCAB_SIZE), k=dice.randint(1, 150)) for _ in range(8)]
 
@@ -106,7 +115,7 @@ def test_logits_are_those_of_the_sequence_alone_bit_for_bit(dtype: torch.dtype) 
             assert np.array_equal(row, expected[key]), key
     assert is_batch_invariant(runner)
     with torch.inference_mode():
-        plain = model.lm_head(model.hidden(torch.tensor([texts[0]]))[0])[:, :VOCAB_SIZE]
+        plain = model.logits(model.hidden(torch.tensor([texts[0]]))[0])[:, :VOCAB_SIZE]
     close = 1e-5 if dtype == torch.float32 else 0.05
     for position, row in enumerate(plain.float()):
         np.testing.assert_allclose(expected[0, position], row, atol=close)

@@ -442,9 +442,10 @@ def test_prompts_are_continued_at_each_evaluation(tmp_path):
         run(make_run(tmp_path, "unknown", sample_prompts=["ok", "Z"]))
 
 
-def test_muon_and_zero_projections_resume_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_muon_and_zero_projections_resume_bit_for_bit(tmp_path, arch):
     more = {**HARD, "optimizer": "muon", "zero_init_projections": True, "lr_schedule": "wsd"}
-    more |= {"keep_checkpoints": 9, "sinusoidal_positions": True}
+    more |= {"keep_checkpoints": 9, "sinusoidal_positions": arch == "gpt2", "arch": arch}
     whole, stopped = make_run(tmp_path, "whole", **more), make_run(tmp_path, "stopped", **more)
     run(whole)
     run_until(stopped, step=3)
@@ -455,6 +456,9 @@ def test_muon_and_zero_projections_resume_bit_for_bit(tmp_path):
     projections = [w for n, w in start.items() if n.endswith("c_proj.weight")]
     assert len(projections) == 4
     assert not any(w.any() for w in projections)
+    if arch == "modern":
+        assert read_meta(step_folder(whole.checkpoints_path, 0)).model_config.arch == "modern"
+        return
     sines = start["transformer.wpe.weight"][0].tensor_split(2)[0]
     assert not sines.any()  # of position 0
 

@@ -201,6 +201,7 @@ TRAINING_BENCH_KEYS = (
     Key("n_embd", INT32, 768, "Width of the residual stream."),
     Key("dropout", FLOAT, 0.0, "Probability of dropping an activation, in [0, 1)."),
     Key("bias", BOOL, False, "Whether linear and normalization layers have biases."),
+    Key("arch", TEXT, "gpt2", "Architecture of the network: gpt2 or modern."),
     Key("dataset", TEXT, None, "Dataset to read batches from; random tokens if empty."),
     Key("real_data", BOOL, True, "false takes random tokens even if a dataset is named."),
     Key("device", TEXT, "auto", "The device that the server uses: only auto."),

@@ -22,6 +22,7 @@ TRAIN_KEYS = (
     Key("n_embd", INT32, 384, "Width of the residual stream."),
     Key("dropout", FLOAT, 0.2, "Probability of dropping an activation, in [0, 1)."),
     Key("bias", BOOL, False, "Whether linear and normalization layers have biases."),
+    Key("arch", TEXT, "gpt2", "gpt2, or modern: rotary positions, RMSNorm, an untied head."),
     Key("learning_rate", FLOAT, 1e-3, "Peak learning rate."),
     Key("max_iters", INT64, 5000, "Steps, unless something else ends the run before."),
     Key("weight_decay", FLOAT, 0.1, "Decoupled decay of matrices and embeddings."),

@@ -71,7 +71,7 @@ class TorchRunner:
             torch.tensor([positions], device=device),
             self._attention(order),
         )[0]
-        logits = self._model.lm_head(hidden[rows])[:num_rows, : self.vocab_size]
+        logits = self._model.logits(hidden[rows])[:num_rows, : self.vocab_size]
         return logits.float().cpu().numpy()
 
     def _attention(self, chunks: list[ChunkInput]) -> Attend:

@@ -9,7 +9,6 @@ https://github.com/karpathy/nanoGPT/blob/master/train.py says what is in it, sam
 
 import json
 import pickle
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,19 @@ from torch import Tensor
 
 from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.config import ModelConfig
-from nanogpt.interop.weights import CAUSAL_MASKS, compare_shapes, own, shapes_of, tie
+from nanogpt.interop.weights import CAUSAL_MASKS, HEAD, compare_shapes, own, shapes_of, tie
 from nanogpt.tokenizer import CharTokenizer, tokenizer_from_json
+
+MODEL_ARGUMENTS = (
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "block_size",
+    "bias",
+    "vocab_size",
+    "dropout",
+)
+"""Fields of nanoGPT's GPTConfig."""
 
 NEVER_MEASURED = 1e9
 """What nanoGPT's `best_val_loss` begins with."""
@@ -37,7 +47,7 @@ def import_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if not isinstance(arguments, dict) or not isinstance(model, dict):
         raise ValueError(f"{path.name} has no 'model' and 'model_args'; not a nanoGPT checkpoint")
     try:
-        config = ModelConfig(**arguments)
+        config = ModelConfig(**arguments, arch="gpt2")
     except TypeError as error:  # an argument that no ModelConfig has
         raise ValueError(f"'model_args' of {path.name} are not those of a GPT: {error}") from None
 
@@ -51,7 +61,8 @@ def import_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         if not weight.is_floating_point() or not weight.is_contiguous():
             raise ValueError(f"tensor {stored} is not a contiguous tensor of floats")
         state[stored.removeprefix("_orig_mod.")] = weight  # torch.compile adds this prefix
-    compare_shapes({name: tuple(w.shape) for name, w in state.items()}, shapes_of(config))
+    found = {name: tuple(weight.shape) for name, weight in state.items()}
+    compare_shapes(found, shapes_of(config), optional=(HEAD,))
     return config, tie({name: own(weight) for name, weight in state.items()})
 
 
@@ -64,7 +75,7 @@ def export_nanogpt(folder: Path, name: str, meta: CheckpointMeta, state: dict[st
     """
     checkpoint = {
         "model": state,
-        "model_args": asdict(meta.model_config),
+        "model_args": {name: getattr(meta.model_config, name) for name in MODEL_ARGUMENTS},
         "iter_num": meta.step,
         "best_val_loss": NEVER_MEASURED if meta.best_val_loss is None else meta.best_val_loss,
         "config": {"dataset": name},

@@ -1,8 +1,9 @@
-"""What the weights of a GPT-2 must be: names, shapes, one tensor as embedding and head.
+"""What the weights of a network must be: names, shapes, one tensor as embedding and head.
 
 Knows no file format. Shapes are those of the configuration, and nothing is allocated to learn them.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -18,21 +19,23 @@ EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
 def shapes_of(config: ModelConfig) -> dict[str, Shape]:
-    """Shape of each weight by our name, without the tied head and without allocating any."""
+    """Shape of each weight by our name, the head's too, without allocating any."""
     with torch.device("meta"):
         state = GPT(config).state_dict()
-    return {name: tuple(weight.shape) for name, weight in state.items() if name != HEAD}
+    return {name: tuple(weight.shape) for name, weight in state.items()}
 
 
-def compare_shapes(found: dict[str, Shape], expected: dict[str, Shape]) -> None:
-    """Raises ValueError unless every expected weight, and beside them only a head, is found."""
-    expected = {**expected, HEAD: expected[EMBEDDING]}
-    missing = sorted(expected.keys() - found.keys() - {HEAD})
+def compare_shapes(
+    found: dict[str, Shape], expected: dict[str, Shape], optional: Collection[str] = ()
+) -> None:
+    """Raises ValueError unless every expected weight is found, the optional ones apart, and no
+    other."""
+    missing = sorted(expected.keys() - found.keys() - set(optional))
     if missing:
         raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
     unexpected = sorted(found.keys() - expected.keys())
     if unexpected:
-        raise ValueError(f"{len(unexpected)} tensors are not a GPT-2's, such as {unexpected[0]}")
+        raise ValueError(f"{len(unexpected)} tensors do not belong there, such as {unexpected[0]}")
     for name, shape in found.items():
         if shape != expected[name]:
             raise ValueError(
@@ -58,4 +61,5 @@ def with_biases(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tens
     """The weights for formats whose GPT-2 always has biases: zeros, which compute the same, where
     this network has none. Without the head, which those formats tie to the embedding."""
     shapes = shapes_of(replace(config, bias=True))
+    del shapes[HEAD]
     return {name: state[name] if name in state else torch.zeros(shapes[name]) for name in shapes}

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from nanogpt import device, flops
 from nanogpt.config import (
+    ARCHITECTURES,
     InvalidConfig,
     TrainConfig,
     Violation,
@@ -55,7 +56,8 @@ class BenchmarkOptions:
     n_head: int = option(12, "Attention heads in each block; a divisor of n_embd.", ge=1, le=1024)
     n_embd: int = option(768, "Width of the residual stream.", ge=1, le=1 << 16)
     dropout: float = option(0.0, "Probability of dropping an activation.", ge=0, lt=1)
-    bias: bool = option(False, "Whether linear and normalization layers have biases.")
+    bias: bool = option(False, "Whether linear and normalization layers have biases; not modern.")
+    arch: str = option("gpt2", "Architecture of the network.", choices=ARCHITECTURES)
     dataset: str = option("", "Dataset to read batches from; empty uses random tokens.")
     dataset_dir: str = option("", "Folder of the dataset.")
     device: str = option("auto", "Where to run.", choices=("auto", "cpu", "cuda", "mps"))
@@ -87,6 +89,7 @@ class BenchmarkOptions:
             n_embd=self.n_embd,
             dropout=self.dropout,
             bias=self.bias,
+            arch=self.arch,
             learning_rate=1e-4,
             weight_decay=1e-2,
             beta1=0.9,

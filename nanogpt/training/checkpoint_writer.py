@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nanogpt import checkpoint
-from nanogpt.checkpoint import TIED, CheckpointMeta
+from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.training.events import CheckpointWritten
 from nanogpt.training.report import Report
 from nanogpt.training.world import World
@@ -79,7 +79,7 @@ class CheckpointWriter:
             saved = None
         if self._world.of_first(saved is None):
             weights, tensors = state()
-            weights = {name: tensor for name, tensor in weights.items() if name != TIED}
+            weights = checkpoint.stored_weights(meta.model_config, weights)
             copies = self._copy(weights, "weights."), self._copy(tensors, "state.")
         if not self._world.is_first:
             return

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanogpt.model import GPT
+from nanogpt.model import GPT, SOFT_CAP, soft_cap
 from nanogpt.training.step import Forward
 
 PIECE_BYTES = 64 << 20
@@ -24,14 +24,17 @@ LARGE_VOCABULARY = 8192
 """From here on it is worth it; smaller logits fit the cache as they are."""
 
 
-def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def chunked_cross_entropy(
+    hidden: Tensor, head: Tensor, targets: Tensor, is_capped: bool = False
+) -> Tensor:
     """Mean cross-entropy in nats, a scalar, of hidden states (N, C), head (V, C), targets (N,).
 
-    Under autocast the products are in its type, sums and the softmax in float32.
+    If `is_capped`, logits go through `soft_cap`. Under autocast the products are in its type, sums
+    and the softmax in float32.
     """
     if not torch.is_grad_enabled():
         hidden, head = hidden.detach(), head.detach()  # spares the gradients
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, targets, is_capped)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -40,29 +43,37 @@ def chunked_forward(model: GPT) -> Forward:
 
     def forward(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         hidden = model.hidden(inputs, attend=model.attend)  # (B, T, C)
-        head = model.lm_head.weight
-        return hidden, chunked_cross_entropy(hidden.flatten(0, 1), head, targets.flatten())
+        head, is_capped = model.lm_head.weight, model.config.is_modern
+        loss = chunked_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), is_capped)
+        return hidden, loss
 
     return forward
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, is_capped: bool) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         with torch.autocast(device, enabled=False):
-            return _forward(ctx, hidden, head, targets, dtype or head.dtype)
+            return _forward(ctx, hidden, head, targets, is_capped, dtype or head.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (slope,) = slopes
         hidden_slope, head_slope = ctx.saved_tensors
         # as large as the head, and not needed twice: scaled in place
-        return hidden_slope.mul_(slope), head_slope.mul_(slope), None
+        return hidden_slope.mul_(slope), head_slope.mul_(slope), None, None
 
 
-def _forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+def _forward(
+    ctx: Any,
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    is_capped: bool,
+    dtype: torch.dtype,
+) -> Tensor:
     needs_gradient = any(ctx.needs_input_grad)
     rows = max(1, PIECE_BYTES // (4 * head.shape[0]))
     weights = head.to(dtype)
@@ -72,11 +83,15 @@ def _forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, dtype: tor
         wanted = targets[first : first + rows]
         x = hidden[first : first + rows].to(dtype)  # (rows, C)
         logits = (x @ weights.t()).float()  # (rows, V)
+        if is_capped:
+            logits = soft_cap(logits)
         log_softmax = F.log_softmax(logits, dim=-1)
         total += F.nll_loss(log_softmax, wanted, reduction="sum")
         if needs_gradient:
             slope = log_softmax.exp_()  # softmax - one-hot, over N
             slope[torch.arange(len(wanted), device=slope.device), wanted] -= 1
+            if is_capped:  # tanh' = 1 - tanh²
+                slope.mul_(1 - (logits / SOFT_CAP).square_())
             slope = slope.div_(len(targets)).to(dtype)
             hidden_slope[first : first + rows] = slope @ weights
             if head_slope.dtype == dtype:

@@ -2,7 +2,7 @@
 
     weights, gradients, optimizer      4 bytes a number: 1 + 1 + 2 (AdamW) or 1 (Muon) a weight
     copy of a checkpoint               weights and optimizer once more, on the host
-    activations of a micro-batch       17·C a token and layer, 4·V for the head, see below
+    activations of a micro-batch       17·C a token and layer, modern 23·C; 4·V for the head
     the process                        PyTorch itself
 
 It is for float32 and a whole micro-batch at once; pieces of one and bfloat16 take less. Of several
@@ -62,12 +62,13 @@ def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
         model.n_head,
         model.vocab_size,
     )
-    num_weights = flops.multiplied_weights(model) + T * C
+    num_weights = flops.parameter_count(model)
     matrices = 12 * L * C * C
     optimizer = 2 * num_weights - (matrices if config.optimizer == "muon" else 0)
     # kept for the backward pass, a token and layer, in widths C: inputs of two norms (2) and their
-    # outputs (2), q, k, v (3), attention (2), MLP before and after GELU (8)
-    block = 17 * C
+    # outputs (2), q, k, v (3), attention (2), MLP before and after GELU (8); modern also q and k
+    # after rotation, and the MLP between ReLU and square
+    block = 23 * C if model.is_modern else 17 * C
     if model.dropout > 0:
         # two masks, and attention's weights before and after dropout, with their mask
         block += 2 * C + 3 * H * T

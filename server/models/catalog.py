@@ -26,7 +26,6 @@ from nanogpt.checkpoint import (
     sweep_unfinished,
 )
 from nanogpt.config import InvalidConfig, ModelConfig, Violation
-from nanogpt.flops import multiplied_weights
 from nanogpt.interop.hugging_face import import_hugging_face
 from nanogpt.interop.nanogpt_checkpoint import import_nanogpt
 from nanogpt.tokenizer import Tokenizer, tokenizer_from_json
@@ -243,8 +242,3 @@ def tokenizer_of(ref: ModelRef, meta: CheckpointMeta) -> Tokenizer:
         return tokenizer_from_json(meta.tokenizer)
     except ValueError:
         raise damaged(ref, CheckpointDamaged("its tokenizer is not known")) from None
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """Number of weights of a network of this shape, tied ones counted once."""
-    return multiplied_weights(config) + config.block_size * config.n_embd

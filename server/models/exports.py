@@ -14,11 +14,12 @@ from pathlib import Path
 from torch import Tensor
 
 from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta, load_model_state
+from nanogpt.flops import parameter_count
 from nanogpt.interop.gguf import export_gguf
 from nanogpt.interop.hugging_face import export_hugging_face
 from nanogpt.interop.nanogpt_checkpoint import export_nanogpt
-from server.errors import NotFound, ResourceExhausted
-from server.models.catalog import ModelCatalog, damaged, parameter_count, tokenizer_of
+from server.errors import FailedPrecondition, NotFound, ResourceExhausted
+from server.models.catalog import ModelCatalog, damaged, tokenizer_of
 
 Exporter = Callable[[Path, str, CheckpointMeta, dict[str, Tensor]], None]
 
@@ -27,6 +28,8 @@ EXPORTERS: dict[str, Exporter] = {
     "nanogpt": export_nanogpt,
     "gguf": export_gguf,
 }
+GPT2_ONLY = ("nanogpt", "gguf")
+"""Formats of programs that know no modern network."""
 
 BESIDE_WEIGHTS_BYTES = 16 << 20
 """Room for tokenizers, headers and biases that a format asks for: a few MB."""
@@ -48,8 +51,8 @@ class ModelExports:
     ) -> AsyncIterator[Sequence[Path]]:
         """The files of a model in a format of EXPORTERS, by name; deleted after the block.
 
-        Raises InvalidArgument naming the request's `field`, NotFound, DataLoss,
-        ResourceExhausted if the disk is full.
+        Raises InvalidArgument naming the request's `field`, NotFound, DataLoss, FailedPrecondition
+        if the format has no place for the architecture, ResourceExhausted if the disk is full.
         """
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         try:
@@ -70,6 +73,13 @@ class ModelExports:
     def _write(self, reference: str, format: str, field: str, folder: Path) -> None:
         ref, meta = self._catalog.find(reference, field)
         tokenizer_of(ref, meta)  # raises DataLoss if it is unknown
+        if format in GPT2_ONLY and meta.model_config.is_modern:
+            raise FailedPrecondition(
+                "format_not_supported",
+                ref.reference,
+                f"model {ref.reference} is a modern network, which the format {format} cannot "
+                f"hold; export it as hugging_face",
+            )
         needed_bytes = 4 * parameter_count(meta.model_config) + BESIDE_WEIGHTS_BYTES
         if shutil.disk_usage(folder).free < needed_bytes:
             raise ResourceExhausted("the server's disk is full", limit="disk")

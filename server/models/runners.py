@@ -10,12 +10,12 @@ import torch
 
 from nanogpt.checkpoint import load_model
 from nanogpt.config import ModelConfig
+from nanogpt.flops import parameter_count
 from nanogpt.inference.native.library import Library
 from nanogpt.inference.native.runner import NativeRunner
 from nanogpt.inference.runner import Runner
 from nanogpt.inference.torch_runner import TorchRunner, is_batch_invariant
 from server.errors import FailedPrecondition
-from server.models.catalog import parameter_count
 from server.models.kernels import Kernels
 
 Precision = Literal["float32", "bfloat16", "int8", "int4"]

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.device import pick_device
+from nanogpt.flops import parameter_count
 from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from server.dataset_store import DatasetStore
 from server.errors import AlreadyExists, FailedPrecondition
 from server.full_disk import full_disk_is_exhausted
 from server.metrics import Metrics
-from server.models.catalog import ModelCatalog, ModelRef, parameter_count, tokenizer_of
+from server.models.catalog import ModelCatalog, ModelRef, tokenizer_of
 from server.models.exports import ModelExports
 from server.models.kernels import Kernels
 from server.models.loaded import LoadedModel

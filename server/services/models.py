@@ -132,6 +132,7 @@ def model_config_to_pb(config: ModelConfig) -> pb.ModelConfig:
         block_size=config.block_size,
         vocab_size=config.vocab_size,
         bias=config.bias,
+        arch=config.arch,
     )
 
 

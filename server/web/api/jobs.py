@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nanogpt.config import Violation
+from nanogpt.flops import parameter_count
 from nanogpt.training.events import Event, to_json_line
 from server.dataset_store import DatasetStore
 from server.errors import InvalidArgument, ServiceError
@@ -28,7 +29,6 @@ from server.health import Health
 from server.jobs.job import JobState, Standing
 from server.jobs.service import JobService, Report
 from server.jobs.submission import Submission
-from server.models.catalog import parameter_count
 from server.web.body import Body
 from server.web.boundary import to_json
 from server.web.event_stream import (

@@ -109,6 +109,7 @@ def model_json(info: ModelInfo) -> dict[str, Any]:
         "name": info.name,
         "state": str(info.state).upper(),
         "parameter_count": info.parameter_count,
+        "arch": config.arch,
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_embd": config.n_embd,
