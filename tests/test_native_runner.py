@@ -1,6 +1,7 @@
 """The kernels against PyTorch's float32 network, and against themselves in other company."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ CONFIGS = [
     ModelConfig(block_size=70, vocab_size=130, n_layer=1, n_head=5, n_embd=40),
     ModelConfig(block_size=33, vocab_size=50, n_layer=2, n_head=2, n_embd=128, bias=False),
     ModelConfig(block_size=16, vocab_size=7, n_layer=1, n_head=1, n_embd=1),
+    ModelConfig(40, 65, 2, 3, 60, bias=False, arch="modern"),
+    ModelConfig(33, 50, 2, 2, 128, bias=False, arch="modern"),
+    ModelConfig(16, 40, 3, 8, 80, bias=False, arch="modern"),
 ]
 CONFIG = CONFIGS[0]
 
@@ -64,14 +68,16 @@ def native(
 @torch.inference_mode()
 def whole(model: GPT, tokens: list[int]) -> np.ndarray:
     """Logits (T, V) of every token, of PyTorch and without a cache."""
-    return model.lm_head(model.hidden(torch.tensor([tokens]))[0]).numpy()
+    return model.logits(model.hidden(torch.tensor([tokens]))[0]).numpy()
 
 
 def draw(config: ModelConfig, count: int, seed: int) -> list[int]:
     return random.Random(seed).choices(range(config.vocab_size), k=count)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"width{config.n_embd}")
+@pytest.mark.parametrize(
+    "config", CONFIGS, ids=lambda config: f"{config.arch}-width{config.n_embd}"
+)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_logits_are_those_of_pytorch(
     kernels: Library, config: ModelConfig, precision: Precision
@@ -92,14 +98,15 @@ def test_logits_are_those_of_pytorch(
 def test_greedy_tokens_are_those_of_pytorch_without_a_cache(kernels: Library, seed: int) -> None:
     """Through the engine, prompts of all lengths in one batch, windows that slide."""
     rng = random.Random(seed)
-    n_head = rng.choice([1, 2, 3])
+    n_head, arch = rng.choice([1, 2, 3]), ("gpt2", "modern")[seed % 2]
     config = ModelConfig(
         block_size=rng.randint(8, 40),
         vocab_size=65,
         n_layer=rng.randint(1, 3),
         n_head=n_head,
-        n_embd=n_head * rng.randint(8, 64),
-        bias=rng.random() < 0.5,
+        n_embd=n_head * 2 * rng.randint(4, 32),
+        bias=arch == "gpt2" and rng.random() < 0.5,
+        arch=arch,
     )
     model = build(config, seed)
     tokenizer = CharTokenizer("".join(chr(33 + i) for i in range(65)))
@@ -127,11 +134,12 @@ def test_greedy_tokens_are_those_of_pytorch_without_a_cache(kernels: Library, se
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
 def test_a_tokens_logits_are_the_same_bits_in_any_company(
-    kernels: Library, precision: Precision, num_threads: int
+    kernels: Library, precision: Precision, num_threads: int, arch: str
 ) -> None:
     """Alone and whole on one thread, or in random chunks among up to 31 others on several."""
-    model = build(CONFIG)
+    model = build(replace(CONFIG, bias=arch == "gpt2", arch=arch))
     alone = native(kernels, model, precision, num_threads=1)
     crowd = native(kernels, model, precision, num_slots=32, num_threads=num_threads)
     rng = random.Random(num_threads)

@@ -10,7 +10,7 @@ import torch
 
 from nanogpt.checkpoint import load_model
 from nanogpt.config import ModelConfig
-from nanogpt.flops import parameter_count
+from nanogpt.flops import multiplied_weights, parameter_count
 from nanogpt.inference.native.library import Library
 from nanogpt.inference.native.runner import NativeRunner
 from nanogpt.inference.runner import Runner
@@ -51,13 +51,16 @@ def memory_bytes_of(
 ) -> int:
     """What a model takes: its weights, and keys and values of every slot's whole window."""
     kv_values = 2 * config.n_layer * num_slots * config.block_size * config.n_embd
-    weight_bytes = round(parameter_count(config) * BYTES_PER_WEIGHT[precision])
     kv_bytes = kv_values * bytes_per_kv_value(precision, library is not None)
+    num_weights, bytes_per_weight = parameter_count(config), BYTES_PER_WEIGHT[precision]
     if library is None:
-        return weight_bytes + kv_bytes
-    # the kernels look tokens up in a float32 copy of the embeddings, which are the head too
-    embeddings = config.vocab_size * config.n_embd
-    return weight_bytes + 4 * embeddings + kv_bytes
+        return round(num_weights * bytes_per_weight) + kv_bytes
+    # the kernels look up in float32, and hold a tied embedding a second time as the head
+    num_multiplied = multiplied_weights(config)
+    looked_up = num_weights - num_multiplied
+    if not config.is_modern:
+        looked_up += config.vocab_size * config.n_embd
+    return round(num_multiplied * bytes_per_weight) + 4 * looked_up + kv_bytes
 
 
 def build_runner(

@@ -1,6 +1,6 @@
 // A GPT's forward pass on a CPU: token ids in, logits out, keys and values kept between calls.
 //
-// The network is that of nanogpt/model.py. One step computes the next tokens of any number of
+// The network is that of nanogpt/model.py, in both architectures. One step computes the next tokens of any number of
 // sequences; all of them go through each matrix together, so weights are read once a step. The
 // functions at the end are all that Python calls, see library.py; they throw nothing and know
 // nothing of requests or schedules.
@@ -10,7 +10,7 @@
 namespace {
 
 struct Shape {
-    int32_t n_layer, n_head, n_embd, vocab_size, block_size, num_slots;
+    int32_t n_layer, n_head, n_embd, vocab_size, block_size, num_slots, is_modern;
 };
 
 /// `num_tokens` tokens of a slot from position `start` on; the last `num_logits` get logits.
@@ -27,16 +27,75 @@ Memory<float> vector_of(const float* from, size_t count) {
     return copy;
 }
 
+/// Root-mean-square normalization, https://arxiv.org/abs/1910.07467, without weights. y may be x;
+/// beyond `size` numbers nothing is written.
+void rms_norm(const float* x, float* y, size_t size) {
+    Floats squares{};
+    for (size_t k = 0; k < size; k += LANES) {
+        const Floats numbers = load<Floats>(x + k);
+        const Ints lanes = lane_numbers() + static_cast<int>(k);
+        const Floats inside = lanes < static_cast<int>(size) ? numbers : Floats{};
+        squares = fma(inside, inside, squares);
+    }
+    const Floats scale = all(1 / std::sqrt(sum(squares) / static_cast<float>(size) + 1e-6f));
+    for (size_t k = 0; k < size; k += LANES) {
+        const Floats scaled = load<Floats>(x + k) * scale;
+        std::memcpy(y + k, &scaled, std::min<size_t>(LANES, size - k) * sizeof(float));
+    }
+}
+
+/// Turns pairs of numbers, i and half + i of a head, by an angle for each position.
+/// https://arxiv.org/abs/2104.09864; clockwise, as nanogpt/model.py.
+class Rotation {
+  public:
+    Rotation(size_t num_positions, size_t head_size)
+        : half_(head_size / 2), cos_(num_positions * half_), sin_(num_positions * half_) {
+        for (size_t i = 0; i < half_; i++) {  // float32 where PyTorch has it
+            const float exponent = -static_cast<float>(2 * i) / static_cast<float>(head_size);
+            const float frequency = static_cast<float>(std::pow(10000.0, exponent));
+            for (size_t position = 0; position < num_positions; position++) {
+                const double angle = static_cast<float>(position) * frequency;
+                cos_[position * half_ + i] = static_cast<float>(std::cos(angle));
+                sin_[position * half_ + i] = static_cast<float>(std::sin(angle));
+            }
+        }
+    }
+
+    void apply(float* head, size_t position) const {
+        const float *cos = &cos_[position * half_], *sin = &sin_[position * half_];
+        for (size_t i = 0; i < half_; i++) {
+            const float first = head[i], second = head[half_ + i];
+            head[i] = first * cos[i] + second * sin[i];
+            head[half_ + i] = second * cos[i] - first * sin[i];
+        }
+    }
+
+  private:
+    size_t half_;
+    Memory<float> cos_, sin_;  // (positions, half)
+};
+
 struct Norm {
     Memory<float> weight, bias;
     size_t size;
+    bool is_rms;
 
+    /// Without weights it is that of the modern architecture.
     Norm(const float* weight, const float* bias, size_t size)
-        : weight(vector_of(weight, size)), bias(vector_of(bias, size)), size(size) {}
+        : weight(vector_of(weight, size)), bias(vector_of(bias, size)), size(size),
+          is_rms(!weight) {}
 
-    /// Layer normalization of one row, https://arxiv.org/abs/1607.06450, epsilon as torch's.
-    /// x is padded with zeros, and so is y.
+    /// Normalizes one row. x is padded with zeros, and so is y.
     void apply(const float* x, float* y) const {
+        if (is_rms)
+            rms_norm(x, y, size);
+        else
+            layer_norm(x, y);
+    }
+
+  private:
+    /// https://arxiv.org/abs/1607.06450, epsilon as torch's.
+    void layer_norm(const float* x, float* y) const {
         const size_t vectors = padded(size, LANES) / LANES;
         Floats total{};
         for (size_t v = 0; v < vectors; v++) total += load<Floats>(x + v * LANES);
@@ -57,13 +116,14 @@ struct Norm {
     }
 };
 
-/// What Python passes for each layer: pointers to float32 weights; biases may be null.
+/// What Python passes for each layer: pointers to float32 weights; null where the network has none.
 struct LayerWeights {
     const float *ln_1_weight, *ln_1_bias, *attn_weight, *attn_bias, *attn_proj_weight,
         *attn_proj_bias, *ln_2_weight, *ln_2_bias, *fc_weight, *fc_bias, *proj_weight, *proj_bias;
 };
 
-/// The embeddings are borrowed and must outlive the network; everything else is copied.
+/// The embeddings are borrowed and must outlive the network; everything else is copied. Modern
+/// networks have no `wpe`.
 struct Weights {
     const float *wte, *wpe, *ln_f_weight, *ln_f_bias, *lm_head;
 };
@@ -97,7 +157,8 @@ template <class Stored> class Gpt : public Network {
           weights_(weights), ln_f_(weights.ln_f_weight, weights.ln_f_bias, width_),
           cache_(shape.n_layer, shape.num_slots, shape.n_head, shape.block_size,
                  shape.n_embd / shape.n_head),
-          scratch_(num_threads * Attention<Stored>::scratch_size(cache_)) {
+          scratch_(num_threads * Attention<Stored>::scratch_size(cache_)),
+          rotation_(shape.is_modern ? shape.block_size : 0, shape.n_embd / shape.n_head) {
         for (int layer = 0; layer < shape.n_layer; layer++)
             layers_.emplace_back(layers[layer], width_, precision, pool_);
         head_ = Matrix(head_precision(), weights.lm_head, nullptr, shape.vocab_size, width_, pool_);
@@ -198,6 +259,7 @@ template <class Stored> class Gpt : public Network {
             x_ = Activations(Precision::FLOAT32, rows, width_);
             normed_ = Activations(precision_, rows, width_);
             queries_ = Activations(Precision::FLOAT32, rows, width_);
+            if (shape_.is_modern) unturned_ = Activations(Precision::FLOAT32, rows, 3 * width_);
             attended_ = Activations(precision_, rows, width_);
             hidden_ = Activations(precision_, rows, 4 * width_);
             num_rows_ = rows;
@@ -222,10 +284,12 @@ template <class Stored> class Gpt : public Network {
     void embed(const int32_t* tokens) {
         for_rows(tokens_.size(), [&](size_t row) {
             const float* token = weights_.wte + tokens[row] * width_;
-            const float* position = weights_.wpe + tokens_[row].position * width_;
             float* x = x_.row(row);
-            for (size_t i = 0; i < width_; i++) x[i] = token[i] + position[i];
+            std::copy(token, token + width_, x);
             std::fill(x + width_, x + x_.stride(), 0.0f);  // NaN may have spread there
+            if (shape_.is_modern) return rms_norm(x, x, width_);
+            const float* position = weights_.wpe + tokens_[row].position * width_;
+            for (size_t i = 0; i < width_; i++) x[i] += position[i];
         });
     }
 
@@ -256,18 +320,33 @@ template <class Stored> class Gpt : public Network {
         normalize(layer.ln_1);
         layer.attn.multiply(pool_, normed_.rows(), num_rows,
                             [&](size_t row, size_t output, Floats y) {
-                                keep(index, row, output, y);
+                                if (shape_.is_modern)
+                                    store(unturned_.row(row) + output, y);
+                                else
+                                    keep(index, row, output, y);
                             });
+        if (shape_.is_modern) for_rows(num_rows, [&](size_t row) { turn_and_keep(index, row); });
         attend(index);
         round(attended_);
         add_product(layer.attn_proj, attended_);
         normalize(layer.ln_2);
         layer.fc.multiply(pool_, normed_.rows(), num_rows,
                           [&](size_t row, size_t output, Floats y) {
-                              hidden_.put(row, output, gelu(y));
+                              hidden_.put(row, output, shape_.is_modern ? squared_relu(y) : gelu(y));
                           });
         round(hidden_);
         add_product(layer.proj, hidden_);
+    }
+
+    /// Rotates and normalizes the queries and keys of a row, whose heads are complete, and keeps it.
+    void turn_and_keep(size_t layer, size_t row) {
+        float* numbers = unturned_.row(row);
+        for (size_t head = 0; head < 2 * width_; head += cache_.head_size()) {
+            rotation_.apply(numbers + head, tokens_[row].position);
+            rms_norm(numbers + head, numbers + head, cache_.head_size());
+        }
+        for (size_t output = 0; output < 3 * width_; output += LANES)
+            keep(layer, row, output, load<Floats>(numbers + output));
     }
 
     /// Keeps LANES numbers of query, key and value of a row.
@@ -320,7 +399,8 @@ template <class Stored> class Gpt : public Network {
         const size_t stride = head_.num_outputs();
         head_.multiply(pool_, last_.rows(), static_cast<int>(wanted_.size()),
                        [&](size_t row, size_t output, Floats y) {
-                           store(logits + row * stride + output, y);
+                           store(logits + row * stride + output,
+                                 shape_.is_modern ? soft_capped(y) : y);
                        });
     }
 
@@ -332,6 +412,7 @@ template <class Stored> class Gpt : public Network {
     const Norm ln_f_;
     const Cache<Stored> cache_;
     const Memory<float> scratch_;
+    const Rotation rotation_;
     std::vector<Layer> layers_;
     Matrix head_;
     std::vector<size_t> key_offsets_, value_offsets_;  // of the numbers of all heads, in a slot
@@ -341,7 +422,7 @@ template <class Stored> class Gpt : public Network {
     std::vector<Tile> tiles_;
     std::vector<size_t> wanted_;  // rows that get logits
     size_t num_rows_ = 0, num_last_ = 0;
-    Activations x_, normed_, queries_, attended_, hidden_, last_;
+    Activations x_, normed_, unturned_, queries_, attended_, hidden_, last_;
 };
 
 template <class Function> int32_t guarded(const Function& function) {

@@ -21,11 +21,19 @@ class Status(IntEnum):
 
 
 class Shape(ctypes.Structure):
-    """Sizes of a network and its slots."""
+    """Sizes of a network and its slots, and its architecture."""
 
     _fields_ = tuple(
         (name, ctypes.c_int32)
-        for name in ("n_layer", "n_head", "n_embd", "vocab_size", "block_size", "num_slots")
+        for name in (
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "vocab_size",
+            "block_size",
+            "num_slots",
+            "is_modern",
+        )
     )
 
 

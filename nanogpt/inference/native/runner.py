@@ -60,10 +60,10 @@ class NativeRunner:
         self.precision = precision
         self._library = library
         self._stride = -(-vocab_size // library.panel) * library.panel
-        arrays = [_contiguous(weights, name) for name in NETWORK_WEIGHTS]
+        arrays = [_contiguous(weights, name, config) for name in NETWORK_WEIGHTS]
         self._embeddings = arrays[:2]
         arrays += [
-            _contiguous(weights, f"transformer.h.{layer}.{name}")
+            _contiguous(weights, f"transformer.h.{layer}.{name}", config)
             for layer in range(config.n_layer)
             for name in LAYER_WEIGHTS
         ]
@@ -78,6 +78,7 @@ class NativeRunner:
                 vocab_size,
                 config.block_size,
                 num_slots,
+                config.is_modern,
             ),
             pointers,
             ctypes.cast(layers, ctypes.POINTER(FloatPointer)),
@@ -117,9 +118,14 @@ class NativeRunner:
         return int(self._library.weight_bytes(self._network))
 
 
-def _contiguous(weights: Mapping[str, Floats], name: str) -> Floats | None:
-    """A weight as rows one after another; None for a bias that the model does not have."""
+MODERN_LACKS = ("wpe.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
+
+
+def _contiguous(weights: Mapping[str, Floats], name: str, config: ModelConfig) -> Floats | None:
+    """A weight as rows one after another; None for one that such a model does not have."""
     if name not in weights and name.endswith(".bias"):
+        return None
+    if config.is_modern and name.endswith(MODERN_LACKS):
         return None
     return np.ascontiguousarray(weights[name], dtype=np.float32)
 

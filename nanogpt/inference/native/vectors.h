@@ -161,6 +161,18 @@ INLINE Floats gelu(Floats x) {
     return x * (x < Floats{} ? tail : all(1.0f) - tail);
 }
 
+/// The square of what is above 0; NaN stays NaN.
+INLINE Floats squared_relu(Floats x) {
+    const Floats above = larger(Floats{}, x);
+    return above * above;
+}
+
+/// 15 tanh(x / 15), the soft cap of modern logits, to about 2e-6.
+INLINE Floats soft_capped(Floats x) {
+    const Floats grown = exponential(x * all(2.0f / 15));
+    return all(15.0f) - all(30.0f) / (grown + all(1.0f));
+}
+
 /// The nearest bfloat16, ties to even; NaN stays NaN.
 inline uint16_t to_bfloat16(float value) {
     uint32_t word;
