@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from nanogpt.config import ModelConfig
 from nanogpt.dropout import Dropout
+from nanogpt.rms_norm import RMSNorm, rms_norm
+from nanogpt.squared_relu import squared_relu
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention of one layer: (layer index, q, k, v), each (B, H, T, D), to (B, H, T, D)."""
@@ -33,7 +35,6 @@ Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of each position's angles: (T, D/2), or (B, 1, T, D/2)."""
 
 ROTARY_BASE = 10_000.0
-RMS_NORM_EPSILON = 1e-6
 SOFT_CAP = 15.0
 """Of modern logits: they are in (-SOFT_CAP, SOFT_CAP). https://arxiv.org/abs/2408.00118"""
 
@@ -51,23 +52,15 @@ def rotation(positions: Tensor, head_size: int) -> Rotation:
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Turns pair i of x (B, H, T, D), its numbers i and D/2 + i, clockwise, as nanochat does."""
+    """Turns pair i of x (..., T, D), its numbers i and D/2 + i, clockwise, as nanochat does."""
     cos, sin = (part.to(x.dtype) for part in by)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
 
 
-def _rms_norm(x: Tensor) -> Tensor:
-    """Along the last dimension, without weights. https://arxiv.org/abs/1910.07467"""
-    return F.rms_norm(x, x.shape[-1:], eps=RMS_NORM_EPSILON)
-
-
 def _norm(config: ModelConfig) -> nn.Module:
     """The normalization of the residual stream."""
-    C = config.n_embd
-    if config.is_modern:
-        return nn.RMSNorm(C, eps=RMS_NORM_EPSILON, elementwise_affine=False)
-    return nn.LayerNorm(C, bias=config.bias)
+    return RMSNorm() if config.is_modern else nn.LayerNorm(config.n_embd, bias=config.bias)
 
 
 class CausalSelfAttention(nn.Module):
@@ -86,8 +79,8 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        if turned is not None:
-            q, k = _rms_norm(rotate(q, turned)), _rms_norm(rotate(k, turned))
+        if turned is not None:  # both at once: half as many calls
+            q, k = rms_norm(rotate(qkv[:, :, :2].permute(2, 0, 3, 1, 4), turned))
         if attend is None:
             dropout = self.attention_dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
@@ -100,7 +93,7 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     """Two linear layers around a GELU or a squared ReLU, four times as wide inside.
 
-    https://arxiv.org/abs/1606.08415, https://arxiv.org/abs/2109.08668
+    https://arxiv.org/abs/1606.08415
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -112,7 +105,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)  # (B, T, 4C)
-        x = F.relu(x).square() if self.is_modern else F.gelu(x)
+        x = squared_relu(x) if self.is_modern else F.gelu(x)
         return self.dropout(self.c_proj(x))
 
 
@@ -150,7 +143,7 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend | None) -> Tensor:
         x = self.wte(tokens)  # (B, T, C)
         turned = self.rotation(positions)
-        x = x + self.wpe(positions) if turned is None else _rms_norm(x)
+        x = x + self.wpe(positions) if turned is None else rms_norm(x)
         x = self.drop(x)
         for block in self.h:
             x = block(x, attend, turned)

@@ -12,7 +12,8 @@ from torch import Tensor
 from nanogpt.config import ModelConfig
 from nanogpt.interop.settings import check_settings, read_sizes
 from nanogpt.interop.weights import HEAD, Shape, own
-from nanogpt.model import RMS_NORM_EPSILON, ROTARY_BASE, SOFT_CAP
+from nanogpt.model import ROTARY_BASE, SOFT_CAP
+from nanogpt.rms_norm import EPSILON
 
 OPTIONAL: tuple[str, ...] = ()
 
@@ -29,7 +30,7 @@ ROTARY = {"rope_type": "default", "rope_theta": ROTARY_BASE}
 
 ACCEPTED_SETTINGS: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("relu2",),
-    "rms_norm_eps": (RMS_NORM_EPSILON,),
+    "rms_norm_eps": (EPSILON,),
     "final_logit_softcapping": (SOFT_CAP,),
     "rope_parameters": (ROTARY, None),
     "attention_bias": (False,),
