@@ -75,12 +75,12 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.attention_dropout = config.dropout
 
-    def forward(self, x: Tensor, attend: Attend | None, turned: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend | None, angles: Rotation | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        if turned is not None:  # both at once: half as many calls
-            q, k = rms_norm(rotate(qkv[:, :, :2].permute(2, 0, 3, 1, 4), turned))
+        if angles is not None:  # both at once: half as many calls
+            q, k = rms_norm(rotate(qkv[:, :, :2].permute(2, 0, 3, 1, 4), angles))
         if attend is None:
             dropout = self.attention_dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
@@ -120,10 +120,10 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, attend: Attend | None = None, turned: Rotation | None = None
+        self, x: Tensor, attend: Attend | None = None, angles: Rotation | None = None
     ) -> Tensor:
         """(B, T, C) of that shape. A modern block needs the rotation of its positions."""
-        x = x + self.attn(self.ln_1(x), attend, turned)
+        x = x + self.attn(self.ln_1(x), attend, angles)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -142,11 +142,11 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend | None) -> Tensor:
         x = self.wte(tokens)  # (B, T, C)
-        turned = self.rotation(positions)
-        x = x + self.wpe(positions) if turned is None else rms_norm(x)
+        angles = self.rotation(positions)
+        x = x + self.wpe(positions) if angles is None else rms_norm(x)
         x = self.drop(x)
         for block in self.h:
-            x = block(x, attend, turned)
+            x = block(x, attend, angles)
         return self.ln_f(x)
 
     def rotation(self, positions: Tensor) -> Rotation | None:

@@ -100,13 +100,13 @@ def use_attention(model: GPT, execution: Execution) -> None:
 def _block_seconds(model: GPT, attend: Attend | None, size: int, dtype: torch.dtype) -> float:
     """Processor time of one block's forward and backward pass on `size` sequences."""
     block, config = model.transformer.h[0], model.config
-    turned = model.transformer.rotation(torch.arange(config.block_size))
+    angles = model.transformer.rotation(torch.arange(config.block_size))
     x = torch.randn(size, config.block_size, config.n_embd, requires_grad=True)
     durations: list[float] = []
     while len(durations) < LEAST_REPEATS or sum(durations) < REPEAT_SECONDS:
         began = time.process_time()  # other processes count less than in time that passes
         with autocast(model.device, dtype):
-            y = block(x, attend, turned)
+            y = block(x, attend, angles)
         y.sum().backward()
         durations.append(time.process_time() - began)
         if durations[-1] > BUDGET_SECONDS / 6:

@@ -57,8 +57,9 @@ class Report:
         self._events.append(run)
         shape, peak = run.model_config, run.peak_flops
         self._log(
-            f"{run.parameter_count:,} weights: {shape.n_layer} layers, {shape.n_head} heads, "
-            f"width {shape.n_embd}, block {shape.block_size}, vocabulary {shape.vocab_size}"
+            f"{run.parameter_count:,} weights: {shape.arch}, {shape.n_layer} layers, "
+            f"{shape.n_head} heads, width {shape.n_embd}, block {shape.block_size}, "
+            f"vocabulary {shape.vocab_size}"
         )
         self._log(
             f"{run.train_tokens:,} training and {run.val_tokens:,} validation tokens "
