@@ -511,6 +511,7 @@ def test_models_are_loaded_unloaded_and_deleted(server, page, problems):
     server.trained("first")
     opened(page, "/serving")
     row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="first"))
+    row.get_by_role("button", name="Delete").wait_for()  # the row is there
     if row.get_by_role("button", name="Unload").is_visible():
         row.get_by_role("button", name="Unload").click()
     row.get_by_role("button", name="Load", exact=True).click()
