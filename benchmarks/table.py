@@ -114,7 +114,7 @@ def _met(result: Result) -> str:
 def _guard(result: Result) -> str:
     guard = result["guard"]
     verdict = "" if guard["holds"] else " **fails**"
-    return f"{guard['what']}: {guard['value']:.3g} of {guard['limit']:g}{verdict}"
+    return f"{guard['what']}: {guard['value']:.4g} of {guard['limit']:g}{verdict}"
 
 
 def _line(cells: Iterable[str]) -> str:
