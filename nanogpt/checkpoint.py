@@ -100,10 +100,10 @@ def save_checkpoint(
 
     Replaces what is at `folder`. Raises OSError if the disk refuses; nothing has changed then.
     """
+    if not meta.model_config.is_modern and TIED in model_state:
+        if not torch.equal(model_state[TIED], model_state[TIED_TO]):
+            raise ValueError(f"{TIED} must equal {TIED_TO}: the two are one tensor")
     weights = stored_weights(meta.model_config, model_state)
-    tied = model_state.get(TIED) if TIED not in weights else None
-    if tied is not None and not torch.equal(tied, model_state[TIED_TO]):
-        raise ValueError(f"{TIED} must equal {TIED_TO}: the two are one tensor")
     with _new_folder(folder) as new:
         records = {MODEL_FILE: _write_tensors(new / MODEL_FILE, weights)}
         if train_state is not None:

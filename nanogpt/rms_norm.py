@@ -1,7 +1,7 @@
 """Root-mean-square normalization whose gradient costs little on a processor.
 
-torch puts it together there from a dozen operations, and their gradients from more: three times the
-passes over memory that its own LayerNorm needs. https://arxiv.org/abs/1910.07467
+torch puts it together there from a dozen operations, and their gradients from more, which takes
+three times as long as its own LayerNorm. https://arxiv.org/abs/1910.07467
 """
 
 from typing import Any

@@ -60,10 +60,7 @@ def hugging_face_twin(model: GPT, *, bias: bool) -> torch.nn.Module:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_logits_equal_hugging_face(bias: bool) -> None:
-    model = GPT(ModelConfig(16, 65, 2, 4, 32, 0.0, bias)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight), alpha=0.2)  # biases and norms too
+    model = trained_look(GPT(ModelConfig(16, 65, 2, 4, 32, 0.0, bias)))
     tokens = torch.randint(65, (3, 16))
     with torch.no_grad():
         ours, _ = model(tokens, targets=tokens)
@@ -73,19 +70,25 @@ def test_logits_equal_hugging_face(bias: bool) -> None:
 
 
 def trained_look(model: GPT) -> GPT:
-    """The model in evaluation mode with weights that leave no part of it without effect."""
+    """The model in evaluation mode, biases and norms random too: no part is without effect."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.2)
     return model.eval()
 
 
-def test_modern_logits_equal_those_of_transformers() -> None:
+def nanochat_twin(model: GPT) -> torch.nn.Module:
+    """A NanoChatForCausalLM with the weights of `model`."""
     from transformers import NanoChatConfig, NanoChatForCausalLM
 
+    twin = NanoChatForCausalLM(NanoChatConfig(**hugging_face_config(model.config)))
+    twin.load_state_dict(to_hugging_face(model.config, model.state_dict()))
+    return twin.eval()
+
+
+def test_modern_logits_equal_those_of_transformers() -> None:
     model = trained_look(GPT(MODERN))
-    twin = NanoChatForCausalLM(NanoChatConfig(**hugging_face_config(MODERN))).eval()
-    twin.load_state_dict(to_hugging_face(MODERN, model.state_dict()))
+    twin = nanochat_twin(model)
     tokens = torch.randint(65, (3, 16))
     with torch.no_grad():
         ours, loss = model(tokens, targets=tokens)
@@ -95,11 +98,8 @@ def test_modern_logits_equal_those_of_transformers() -> None:
 
 
 def test_modern_gradients_equal_those_of_transformers() -> None:
-    from transformers import NanoChatConfig, NanoChatForCausalLM
-
     model = trained_look(GPT(MODERN))
-    twin = NanoChatForCausalLM(NanoChatConfig(**hugging_face_config(MODERN)))
-    twin.load_state_dict(to_hugging_face(MODERN, model.state_dict()))
+    twin = nanochat_twin(model)
     tokens, targets = torch.randint(65, (3, 16)), torch.randint(65, (3, 16))
     _, loss = model(tokens, targets)
     loss.backward()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanogpt.config import ModelConfig
 from nanogpt.interop.settings import check_settings, read_sizes
-from nanogpt.interop.weights import HEAD, Shape, own
+from nanogpt.interop.weights import EMBEDDING, HEAD, Shape, own, shapes_of
 from nanogpt.model import ROTARY_BASE, SOFT_CAP
 from nanogpt.rms_norm import EPSILON
 
@@ -85,33 +85,26 @@ def name_of(stored: str) -> str | None:
 
 def stored_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Shape of each weight in a file."""
-    C, V = config.n_embd, config.vocab_size
-    inside = {"mlp.fc1": (4 * C, C), "mlp.fc2": (C, 4 * C)}
-    shapes = {
-        f"model.layers.{layer}.{theirs}.weight": inside.get(theirs, (C, C))
-        for layer in range(config.n_layer)
-        for parts in OF_A_LAYER.values()
-        for theirs in parts
-    }
-    return {"model.embed_tokens.weight": (V, C), HEAD: (V, C), **shapes}
+    ours = {name: torch.empty(shape, device="meta") for name, shape in shapes_of(config).items()}
+    return {name: tuple(weight.shape) for name, weight in to_stored(config, ours).items()}
 
 
 def to_ours(config: ModelConfig, stored: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our float32 weights of those of a file."""
     state = {
-        "transformer.wte.weight": own(stored["model.embed_tokens.weight"]),
+        EMBEDDING: own(stored["model.embed_tokens.weight"]),
         HEAD: own(stored[HEAD]),
     }
     for layer in range(config.n_layer):
         for ours, parts in OF_A_LAYER.items():
             below = [stored[f"model.layers.{layer}.{theirs}.weight"] for theirs in parts]
-            state[f"transformer.h.{layer}.{ours}.weight"] = own(torch.cat(below))
+            state[f"transformer.h.{layer}.{ours}.weight"] = torch.cat(below).float()  # a copy
     return state
 
 
 def to_stored(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """What goes into a file."""
-    stored = {"model.embed_tokens.weight": state["transformer.wte.weight"], HEAD: state[HEAD]}
+    stored = {"model.embed_tokens.weight": state[EMBEDDING], HEAD: state[HEAD]}
     for layer in range(config.n_layer):
         for ours, parts in OF_A_LAYER.items():
             below = state[f"transformer.h.{layer}.{ours}.weight"].chunk(len(parts))

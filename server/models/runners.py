@@ -52,15 +52,13 @@ def memory_bytes_of(
     """What a model takes: its weights, and keys and values of every slot's whole window."""
     kv_values = 2 * config.n_layer * num_slots * config.block_size * config.n_embd
     kv_bytes = kv_values * bytes_per_kv_value(precision, library is not None)
-    num_weights, bytes_per_weight = parameter_count(config), BYTES_PER_WEIGHT[precision]
+    bytes_per_weight = BYTES_PER_WEIGHT[precision]
     if library is None:
-        return round(num_weights * bytes_per_weight) + kv_bytes
-    # the kernels look up in float32, and hold a tied embedding a second time as the head
-    num_multiplied = multiplied_weights(config)
-    looked_up = num_weights - num_multiplied
-    if not config.is_modern:
-        looked_up += config.vocab_size * config.n_embd
-    return round(num_multiplied * bytes_per_weight) + 4 * looked_up + kv_bytes
+        return round(parameter_count(config) * bytes_per_weight) + kv_bytes
+    # the kernels look tokens and positions up in float32, beside the head, tied or not
+    rows = config.vocab_size + (0 if config.is_modern else config.block_size)
+    embedding_bytes = 4 * rows * config.n_embd
+    return round(multiplied_weights(config) * bytes_per_weight) + embedding_bytes + kv_bytes
 
 
 def build_runner(

@@ -1,9 +1,9 @@
 // A GPT's forward pass on a CPU: token ids in, logits out, keys and values kept between calls.
 //
-// The network is that of nanogpt/model.py, in both architectures. One step computes the next tokens of any number of
-// sequences; all of them go through each matrix together, so weights are read once a step. The
-// functions at the end are all that Python calls, see library.py; they throw nothing and know
-// nothing of requests or schedules.
+// The network is that of nanogpt/model.py, in both architectures. One step computes the next tokens
+// of any number of sequences; all of them go through each matrix together, so weights are read once
+// a step. The functions at the end are all that Python calls, see library.py; they throw nothing
+// and know nothing of requests or schedules.
 
 #include "attention.h"
 
@@ -332,13 +332,14 @@ template <class Stored> class Gpt : public Network {
         normalize(layer.ln_2);
         layer.fc.multiply(pool_, normed_.rows(), num_rows,
                           [&](size_t row, size_t output, Floats y) {
-                              hidden_.put(row, output, shape_.is_modern ? squared_relu(y) : gelu(y));
+                              hidden_.put(row, output,
+                                          shape_.is_modern ? squared_relu(y) : gelu(y));
                           });
         round(hidden_);
         add_product(layer.proj, hidden_);
     }
 
-    /// Rotates and normalizes the queries and keys of a row, whose heads are complete, and keeps it.
+    /// Rotates and normalizes queries and keys of a row, whose heads are complete, and keeps it.
     void turn_and_keep(size_t layer, size_t row) {
         float* numbers = unturned_.row(row);
         for (size_t head = 0; head < 2 * width_; head += cache_.head_size()) {
