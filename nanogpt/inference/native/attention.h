@@ -105,13 +105,15 @@ template <class Stored> class Attention {
         return MAX_QUERIES * (cache.positions() + padded(cache.head_size()));
     }
 
+    /// `next_keys` are likely to be needed next. A single query waits for memory more than for
+    /// arithmetic: its values are asked for while its scores are computed, and then those keys.
     void attend(const Queries& queries, int count, const Stored* keys, const Stored* values,
-                float* scratch) const {
+                const Stored* next_keys, float* scratch) const {
         switch (count) {
-            case 1: return attend<1>(queries, keys, values, scratch);
-            case 2: return attend<2>(queries, keys, values, scratch);
-            case 3: return attend<3>(queries, keys, values, scratch);
-            default: return attend<4>(queries, keys, values, scratch);
+            case 1: return attend<1>(queries, keys, values, next_keys, scratch);
+            case 2: return attend<2>(queries, keys, values, next_keys, scratch);
+            case 3: return attend<3>(queries, keys, values, next_keys, scratch);
+            default: return attend<4>(queries, keys, values, next_keys, scratch);
         }
     }
 
@@ -123,7 +125,7 @@ template <class Stored> class Attention {
 
     template <int COUNT>
     void attend(const Queries& queries, const Stored* keys, const Stored* values,
-                float* scratch) const {
+                const Stored* next_keys, float* scratch) const {
         float* scores = scratch + COUNT * padded(cache_.head_size());
         const Factor* rounded[COUNT];
         for (int i = 0; i < COUNT; i++)
@@ -134,10 +136,12 @@ template <class Stored> class Attention {
         Floats most[COUNT];
         for (int i = 0; i < COUNT; i++) most[i] = all(-INFINITY);
         constexpr int STEP = COUNT == 1 ? 8 : COUNT == 2 ? 4 : 2;
+        Ahead ahead = ahead_of(values);
         size_t block = 0;
         for (; block + STEP <= blocks; block += STEP)
-            score<COUNT, STEP>(queries, rounded, keys, block, scores, most);
-        score_rest<COUNT, STEP - 1>(queries, rounded, keys, block, blocks - block, scores, most);
+            score<COUNT, STEP>(queries, rounded, keys, block, ahead, scores, most);
+        score_rest<COUNT, STEP - 1>(queries, rounded, keys, block, blocks - block, ahead, scores,
+                                    most);
 
         float share[COUNT];
         for (int i = 0; i < COUNT; i++) {
@@ -155,11 +159,17 @@ template <class Stored> class Attention {
 
         constexpr int MOST = WIDE || COUNT > 1 ? 4 : 8;  // vectors of a head of 64
         const size_t width = cache_.value_width();
+        ahead = ahead_of(next_keys);
         size_t first = 0;
         for (; first + MOST * LANES <= width; first += MOST * LANES)
-            mix<COUNT, MOST>(queries, values, first, end, scores, share);
+            mix<COUNT, MOST>(queries, values, first, end, ahead, scores, share);
         for (; first < width; first += LANES)
-            mix<COUNT, 1>(queries, values, first, end, scores, share);
+            mix<COUNT, 1>(queries, values, first, end, ahead, scores, share);
+    }
+
+    /// Asks for as much as one `load_kept` reads.
+    static Ahead ahead_of(const Stored* from) {
+        return {reinterpret_cast<const char*>(from), LANES * TOGETHER * sizeof(Stored)};
     }
 
     /// The query as it is multiplied, padded with zeros, in `room` unless it lies there already.
@@ -179,18 +189,20 @@ template <class Stored> class Attention {
     /// As many blocks as are left, at most STEP, at once: one alone would wait for each addition.
     template <int COUNT, int STEP>
     INLINE void score_rest(const Queries& queries, const Factor* const* rounded, const Stored* keys,
-                           size_t block, size_t num_left, float* scores, Floats* most) const {
+                           size_t block, size_t num_left, Ahead& ahead, float* scores,
+                           Floats* most) const {
         if constexpr (STEP > 0) {
             if (num_left == STEP)
-                return score<COUNT, STEP>(queries, rounded, keys, block, scores, most);
-            score_rest<COUNT, STEP - 1>(queries, rounded, keys, block, num_left, scores, most);
+                return score<COUNT, STEP>(queries, rounded, keys, block, ahead, scores, most);
+            score_rest<COUNT, STEP - 1>(queries, rounded, keys, block, num_left, ahead, scores,
+                                        most);
         }
     }
 
     /// Scaled scores of some blocks of positions; -infinity beyond a query's own.
     template <int COUNT, int STEP>
     INLINE void score(const Queries& queries, const Factor* const* rounded, const Stored* keys,
-                      size_t block, float* scores, Floats* most) const {
+                      size_t block, Ahead& ahead, float* scores, Floats* most) const {
         const size_t key_width = cache_.key_width();
         const Floats scale = all(1 / std::sqrt(static_cast<float>(cache_.head_size())));
         const Stored* from = keys + block * key_width * LANES;
@@ -198,6 +210,7 @@ template <class Stored> class Attention {
         for (size_t d = 0; d < key_width; d += TOGETHER)
 #pragma GCC unroll 8
             for (int b = 0; b < STEP; b++) {
+                if constexpr (COUNT == 1) ahead.ask();
                 const Kept key = load_kept(from + (b * key_width + d) * LANES);
 #pragma GCC unroll 4
                 for (int i = 0; i < COUNT; i++)
@@ -217,12 +230,13 @@ template <class Stored> class Attention {
     /// Weighted sums of values, for STEP vectors of the head's numbers from `first` on.
     template <int COUNT, int STEP>
     INLINE void mix(const Queries& queries, const Stored* values, size_t first, size_t end,
-                    const float* scores, const float* share) const {
+                    Ahead& ahead, const float* scores, const float* share) const {
         const size_t width = cache_.value_width(), head_size = cache_.head_size();
         Floats sums[COUNT][STEP] = {};
         const auto add = [&](size_t position, auto keep) __attribute__((always_inline)) {
 #pragma GCC unroll 8
             for (int v = 0; v < STEP; v++) {
+                if constexpr (COUNT == 1) ahead.ask();
                 const Kept value = keep(
                     load_kept(values + position * width + (first + v * LANES) * TOGETHER));
 #pragma GCC unroll 4

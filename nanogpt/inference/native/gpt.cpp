@@ -386,8 +386,11 @@ template <class Stored> class Gpt : public Network {
             const auto [slot, position] = tokens_[tile.row];
             const Queries queries{queries_.row(tile.row) + first, queries_.stride(), position,
                                   attended_, tile.row, first};
+            const int next = std::min(task + pool_.num_threads(), num_tasks - 1);
+            const size_t next_slot = tokens_[tiles_[next % num_tiles].row].slot;
             attention.attend(queries, tile.count, cache_.keys(slot, layer, head),
                              cache_.values(slot, layer, head),
+                             cache_.keys(next_slot, layer, next / num_tiles),
                              scratch_.get() + thread * Attention<Stored>::scratch_size(cache_));
         });
     }
