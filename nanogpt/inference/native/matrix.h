@@ -118,7 +118,7 @@ class Activations {
                 scales_[group] = round_values(from + k, GROUP, 127, to);
                 int32_t total = 0;
                 for (int i = 0; i < GROUP; i++) total += to[i];
-                offsets_[group] = (precision_ == Precision::INT8 ? INT8_ZERO : INT4_ZERO) * total;
+                offsets_[group] = -(precision_ == Precision::INT8 ? INT8_ZERO : INT4_ZERO) * total;
             }
         }
     }
@@ -159,7 +159,7 @@ class Activations {
 class Matrix {
   public:
     static constexpr int MAX_PANELS = 4;   // one task's
-    static constexpr int MAX_ROWS = 240;   // computed at a time by one task
+    static constexpr int MAX_ROWS = 256;   // computed at a time by one task
 
     Matrix() = default;
 

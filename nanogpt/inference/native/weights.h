@@ -114,14 +114,15 @@ struct Octet {
 };
 
 /// sums[][at] and sums[][at + 1] += the products with GROUP inputs: whole numbers, scaled.
-/// `octet(i)` gives the weights of inputs 8 i to 8 i + 7.
-template <int ROWS, int COUNT, class Octets>
+/// `octet(i)` gives the weights of inputs 8 i to 8 i + 7, `scaled(scale, half)` what 1 stands for in
+/// a half of the panel, where `scale` is that of the activations.
+template <int ROWS, int COUNT, class Octets, class Scaled>
 INLINE void add_group(Floats (&sums)[ROWS][COUNT], int at, const Rows& x, size_t group,
-                      const Octets& octet, Floats left_scales, Floats right_scales) {
+                      const Octets& octet, const Scaled& scaled) {
     QuadSums quads[ROWS][2];
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++) {
-        const Ints start = all_ints(-x.offsets[r * (x.inputs / GROUP) + group]);
+        const Ints start = all_ints(x.offsets[r * (x.inputs / GROUP) + group]);
         quads[r][0] = {start}, quads[r][1] = {start};
     }
 #pragma GCC unroll 1  // else GCC keeps all products and adds them up in the end
@@ -137,18 +138,18 @@ INLINE void add_group(Floats (&sums)[ROWS][COUNT], int at, const Rows& x, size_t
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; r++) {
         const Floats scale = all(x.scales[r * (x.inputs / GROUP) + group]);
-        sums[r][at] = fma(to_floats(quads[r][0].total()), left_scales * scale, sums[r][at]);
-        sums[r][at + 1] =
-            fma(to_floats(quads[r][1].total()), right_scales * scale, sums[r][at + 1]);
+        for (int half = 0; half < 2; half++)
+            sums[r][at + half] = fma(to_floats(quads[r][half].total()), scaled(scale, half),
+                                     sums[r][at + half]);
     }
 }
 
 struct Float32 {
-    static constexpr int MAX_ROWS = WIDE ? 12 : 6;  // as many sums as there are registers for
-    static constexpr int FEW_ROWS = MAX_ROWS;       // the same, of weights as packed
-    static constexpr int PACKED_ROWS = MAX_ROWS;    // for more, unpacking pays
+    static constexpr int MAX_ROWS = WIDE ? 8 : 6;  // with registers to spare for loads
+    static constexpr int FEW_ROWS = MAX_ROWS;      // the same, of weights as packed
+    static constexpr int PACKED_ROWS = MAX_ROWS;   // for more, unpacking pays
     static constexpr size_t BLOCK = 256;
-    static constexpr size_t INPUTS_PER_ASK = 1;     // how often `multiply_block` calls `ask`
+    static constexpr size_t INPUTS_PER_ASK = 1;    // how often `multiply_block` calls `ask`
     static constexpr size_t UNPACKED_BYTES = 0;
     static size_t panel_bytes(size_t inputs) { return inputs * PANEL * sizeof(float); }
 
@@ -322,7 +323,7 @@ inline float largest_short(size_t inputs) {
 
 #if QUAD_PRODUCTS
 struct Int8 {
-    static constexpr int MAX_ROWS = 6;
+    static constexpr int MAX_ROWS = 4;
     static constexpr int FEW_ROWS = 8;
     static constexpr int PACKED_ROWS = 8;
     static constexpr size_t BLOCK = 512;
@@ -349,11 +350,11 @@ struct Int8 {
 #pragma GCC unroll 4
             for (int p = 0; p < PANELS; p++) {
                 const char* from = panels + p * panel_bytes(x.inputs) + panel_bytes(group * GROUP);
-                const float* scale = scales + p * PANEL;
                 add_group(
-                    sums, 2 * p, x, group, [&](int i) { return Octet::at(from + panel_bytes(8 * i)); },
-                    load<Floats>(scale), load<Floats>(scale + LANES));
+                    sums, 2 * p, x, group,
+                    [&](int i) { return Octet::at(from + panel_bytes(8 * i)); }, unscaled);
             }
+        scale<ROWS, PANELS>(sums, scales);
         store_sums<ROWS, PANELS>(sums, y, y_stride);
     }
 
@@ -366,7 +367,6 @@ struct Int8 {
                                       size_t begin, size_t end, Ahead ahead, float* y,
                                       size_t y_stride) {
         const char* from = static_cast<const char*>(block);
-        const Floats left = load<Floats>(scales), right = load<Floats>(scales + LANES);
         Floats sums[ROWS][2] = {};
         if (begin) load_sums<ROWS>(sums, y, y_stride);
         for (size_t group = begin / GROUP; group < end / GROUP; group++, from += panel_bytes(GROUP))
@@ -376,8 +376,21 @@ struct Int8 {
                     ahead.ask();
                     return Octet::at(from + panel_bytes(8 * i));
                 },
-                left, right);
+                unscaled);
+        if (end == x.inputs) scale<ROWS, 1>(sums, scales);
         store_sums<ROWS, 1>(sums, y, y_stride);
+    }
+
+  private:
+    /// Weights of an output share a scale: it waits until all are multiplied.
+    static INLINE Floats unscaled(Floats activations, int) { return activations; }
+
+    template <int ROWS, int PANELS>
+    static INLINE void scale(Floats (&sums)[ROWS][2 * PANELS], const float* scales) {
+        for (int v = 0; v < 2 * PANELS; v++) {
+            const Floats weights = load<Floats>(scales + v * LANES);
+            for (int r = 0; r < ROWS; r++) sums[r][v] *= weights;
+        }
     }
 };
 #else
@@ -545,7 +558,9 @@ struct Int4 {
                 add_group(
                     sums, 2 * p, x, group,
                     [&](int i) { return octet_at(from + SCALES_BYTES + i * 2 * sizeof(Ints)); },
-                    load_floats(scales), load_floats(scales + LANES));
+                    [&](Floats scale, int half) {
+                        return scale * load_floats(scales + half * LANES);
+                    });
             }
         store_sums<ROWS, PANELS>(sums, y, y_stride);
     }
@@ -578,7 +593,9 @@ struct Int4 {
                     ahead.ask();
                     return Octet::at(from + PANEL * sizeof(float) + i * sizeof(Octet));
                 },
-                load<Floats>(from), load<Floats>(from + sizeof(Floats)));
+                [&](Floats scale, int half) {
+                    return scale * load<Floats>(from + half * sizeof(Floats));
+                });
         store_sums<ROWS, 1>(sums, y, y_stride);
     }
 
