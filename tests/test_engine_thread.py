@@ -60,6 +60,14 @@ async def read(stream) -> list:
     return events
 
 
+async def next_delta(stream) -> Delta:
+    """The next tokens, whatever comes before them."""
+    while True:
+        for event in await stream.next():
+            if isinstance(event, Delta):
+                return event
+
+
 def tokens(events, sample_index=0) -> list[int]:
     return [
         token
@@ -377,6 +385,33 @@ async def test_metrics_of_a_request():
     assert sample(metrics, "prompt_tokens_total", model="tiny") == 4
     assert sample(metrics, "generation_tokens_total", model="tiny") == 20
     assert sample(metrics, "request_finished_total", model="tiny", finish_reason="length") == 2
+
+
+async def test_tokens_after_the_first_wait_for_the_next_message(monkeypatch):
+    monkeypatch.setattr(engine_thread, "MESSAGES_PER_SECOND", 1 / 3600)
+    engine = SteppedEngine(tiny_runner(), TOKENIZER)
+    async with running(engine) as thread:
+        stream = thread.submit(request("a", 5))
+        engine.allowed.release()
+        first = await next_delta(stream)
+        rest = asyncio.create_task(read(stream))
+        engine.allowed.release(3)
+        await until(lambda: stream.completion_tokens == 4)
+        assert len(first.token_ids) == 1 and not rest.done()
+        engine.allowed.release()
+        delta, finished = await rest
+        assert len(delta.token_ids) == 4 and isinstance(finished, Finished)
+
+
+async def test_tokens_are_delivered_though_no_step_follows(monkeypatch):
+    monkeypatch.setattr(engine_thread, "MESSAGES_PER_SECOND", 10)
+    engine = SteppedEngine(tiny_runner(), TOKENIZER)
+    async with running(engine) as thread:
+        stream = thread.submit(request("a", 5))
+        engine.allowed.release()
+        await next_delta(stream)
+        engine.allowed.release()  # within a tenth of a second
+        assert len((await next_delta(stream)).token_ids) == 1
 
 
 async def test_tokens_that_the_prefix_cache_held_are_counted():

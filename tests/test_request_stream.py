@@ -20,9 +20,9 @@ def delta(index: int, *tokens: int, text: str = "") -> Delta:
 async def test_order_is_kept_within_a_sample_and_unread_tokens_merge():
     buffer = stream(2)
     buffer.push(Started("r"))
-    buffer.push(delta(0, 1, text="a"))
-    buffer.push(delta(1, 7, text="x"))
-    buffer.push(delta(0, 2, text="b"))
+    buffer.push_tokens(delta(0, 1, text="a"))
+    buffer.push_tokens(delta(1, 7, text="x"))
+    buffer.push_tokens(delta(0, 2, text="b"))
     buffer.push(Finished("r", 0, "length"))
     assert await buffer.next() == [
         Started("r"),
@@ -30,40 +30,39 @@ async def test_order_is_kept_within_a_sample_and_unread_tokens_merge():
         delta(1, 7, text="x"),
         Finished("r", 0, "length"),
     ]
-    buffer.push(delta(1, 8))
+    buffer.push_tokens(delta(1, 8))
+    buffer.release()
     assert await buffer.next() == [delta(1, 8)]  # what was read is not repeated
 
 
 async def test_memory_is_bounded_by_tokens_not_steps():
     buffer = stream()
     for token in range(3 * MAX_MERGED_TOKENS):
-        buffer.push(delta(0, token, text="t"))
+        buffer.push_tokens(delta(0, token, text="t"))
+    buffer.release()
     events = await buffer.next()
     assert [len(event.token_ids) for event in events] == [MAX_MERGED_TOKENS] * 3
     assert [t for event in events for t in event.token_ids] == list(range(3 * MAX_MERGED_TOKENS))
 
 
-async def test_tokens_that_follow_too_soon_come_together_and_the_end_at_once():
-    buffer = RequestStream(request("r"), 0.0, on_cancel=lambda *_: None, gap_seconds=lambda: 3600)
-    buffer.push(Started("r"))
-    assert await buffer.next() == [Started("r")]
-    buffer.push(delta(0, 1))
-    assert await buffer.next() == [delta(0, 1)]  # the first ones wait for nothing
+async def test_the_first_tokens_come_at_once_later_ones_by_release_or_with_the_next_event():
+    buffer = stream()
+    buffer.push_tokens(delta(0, 1))
+    assert await buffer.next() == [delta(0, 1)]
     reader = asyncio.create_task(buffer.next())
-    buffer.push(delta(0, 2))
-    await asyncio.sleep(0)
-    buffer.push(delta(0, 3))
+    for token in (2, 3):
+        buffer.push_tokens(delta(0, token))
+        await asyncio.sleep(0)
+    assert not reader.done()
+    buffer.release()
+    assert await reader == [delta(0, 2, 3)]
+    buffer.release()  # of nothing
+    reader = asyncio.create_task(buffer.next())
     await asyncio.sleep(0)
     assert not reader.done()
+    buffer.push_tokens(delta(0, 4))
     buffer.push(Finished("r", 0, "length"))
-    assert await reader == [delta(0, 2, 3), Finished("r", 0, "length")]
-
-
-async def test_tokens_are_held_back_no_longer_than_the_gap():
-    buffer = RequestStream(request("r"), 0.0, on_cancel=lambda *_: None, gap_seconds=lambda: 0.001)
-    for token in range(3):
-        buffer.push(delta(0, token))
-        assert await buffer.next() == [delta(0, token)]
+    assert await reader == [delta(0, 4), Finished("r", 0, "length")]
 
 
 async def test_next_waits_for_an_event():
@@ -77,7 +76,7 @@ async def test_next_waits_for_an_event():
 
 async def test_an_error_comes_after_what_was_delivered():
     buffer = stream()
-    buffer.push(delta(0, 1))
+    buffer.push_tokens(delta(0, 1))
     buffer.end(ValueError("over"))
     assert await buffer.next() == [delta(0, 1)]
     for _ in range(2):

@@ -1,6 +1,6 @@
 """What one request gets back from an engine thread, and when it came.
 
-Events wait here until their reader takes them. While it is slow, or was served a moment ago, tokens
+Events wait here until their reader takes them. While it is slow, or its tokens are held back, those
 of one sample merge, so what waits is bounded by the text itself and not by the number of steps.
 Belongs to the event loop: the engine thread never touches it, and it knows nothing about protobuf
 or metrics.
@@ -118,10 +118,8 @@ class RequestStream:
         request: Request,
         received_at: float | None,
         on_cancel: Callable[["RequestStream", str], None],
-        gap_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`received_at` is when the request's timings begin; None is now. Tokens that come within
-        `gap_seconds` of the last ones taken wait until then."""
+        """`received_at` is when the request's timings begin; None is now."""
         self.request = request
         self.submitted_at = time.monotonic()
         self.clock = RequestClock(
@@ -136,10 +134,8 @@ class RequestStream:
         self.accepted_tokens = 0
         """Guesses that were right, over all finished samples."""
         self._on_cancel = on_cancel
-        self._gap_seconds = gap_seconds
-        self._tokens_taken_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
         self._waiting: list[Event | _Unread] = []
+        self._has_tokens = False
         self._unread: dict[int, _Unread] = {}  # the latest of each sample; all are in `_waiting`
         self._error: Exception | None = None
         self.has_ended = False
@@ -155,8 +151,6 @@ class RequestStream:
         if not self._waiting and self._error is not None:
             raise self._error
         events = [e.merged() if isinstance(e, _Unread) else e for e in self._waiting]
-        if self._unread:
-            self._tokens_taken_at = time.monotonic()
         self._waiting.clear()
         self._unread.clear()
         if not self.has_ended:
@@ -188,31 +182,25 @@ class RequestStream:
         return self.clock.num_tokens
 
     def push(self, event: Event) -> None:
-        """Adds an event for the reader; a delta joins an unread one of its sample."""
-        if isinstance(event, Delta):
-            unread = self._unread.get(event.sample_index)
-            if unread is not None and unread.has_room_for(event):
-                unread.add(event)
-            else:
-                self._unread[event.sample_index] = _Unread(event)
-                self._waiting.append(self._unread[event.sample_index])
-            self._wake_reader()
+        """Adds an event for the reader, who gets it at once."""
+        self._waiting.append(event)
+        self._ready.set()
+
+    def push_tokens(self, delta: Delta) -> None:
+        """Adds tokens. The reader gets the first ones at once, later ones by `release` or with the
+        next event; until then they join those of their sample."""
+        unread = self._unread.get(delta.sample_index)
+        if unread is not None and unread.has_room_for(delta):
+            unread.add(delta)
         else:
-            self._waiting.append(event)
+            unread = self._unread[delta.sample_index] = _Unread(delta)
+            self._waiting.append(unread)
+        if not self._has_tokens:
+            self._has_tokens = True
             self._ready.set()
 
-    def _wake_reader(self) -> None:
-        """Now, or once the gap after the last tokens is over."""
-        if self._ready.is_set() or self._timer is not None:
-            return
-        wait_seconds = self._tokens_taken_at + self._gap_seconds() - time.monotonic()
-        if wait_seconds <= 0:
-            self._ready.set()
-        else:
-            self._timer = asyncio.get_running_loop().call_later(wait_seconds, self._on_gap_over)
-
-    def _on_gap_over(self) -> None:
-        self._timer = None
+    def release(self) -> None:
+        """Lets the reader have the tokens that wait."""
         if self._waiting:
             self._ready.set()
 

@@ -4,6 +4,8 @@ Gauges move by differences, because two versions of one model share a label whil
 replace old ones; both add up, and an idle engine adds exactly 0.
 """
 
+from collections import Counter
+
 from nanogpt.inference.events import Delta, StepResult
 from nanogpt.inference.request import Request
 from server.metrics import Metrics
@@ -29,6 +31,10 @@ class ServingRecord:
         self._batch_size = metrics.batch_size.labels(model=model)
         self._iteration_tokens = metrics.iteration_tokens.labels(model=model)
         self._load = (0, 0, 0.0)
+        self._num_tokens = 0
+        """That came with the step at hand."""
+        self._gaps: Counter[float] = Counter()
+        """How many of them came after how many seconds: most streams wait equally long."""
         self.meter = Meter()
 
     def load(self, running: int, waiting: int, kv_usage: float) -> None:
@@ -42,10 +48,18 @@ class ServingRecord:
         self._load = now
         self.meter.load = (running, waiting, kv_usage)
 
-    def step(self, result: StepResult) -> None:
-        """One forward pass."""
+    def step(self, result: StepResult, now: float) -> None:
+        """One forward pass, over now, and the tokens that it brought."""
         self._batch_size.observe(result.batch_size)
         self._iteration_tokens.observe(result.num_tokens)
+        self._generation_tokens.inc(self._num_tokens)
+        self.meter.generated_tokens += self._num_tokens
+        self._num_tokens = 0
+        for gap, num_tokens in self._gaps.items():
+            self.meter.inter_token_latency.add(gap, now, num_tokens)
+            for _ in range(num_tokens):
+                self._inter_token_latency.observe(gap)
+        self._gaps.clear()
         if result.drafts:
             metrics, model = self._metrics, self._model
             for counter, count in (
@@ -78,17 +92,13 @@ class ServingRecord:
             self.meter.cached_tokens += cached_tokens
 
     def tokens(self, clock: RequestClock, delta: Delta, now: float) -> None:
-        """Tokens of one sample came: one observation of the gap for each of them."""
+        """Tokens of one sample came with the step that `step` is told of next."""
         num_tokens = len(delta.token_ids)
-        is_first = not clock.num_tokens
+        self._num_tokens += num_tokens
         gap = clock.samples[delta.sample_index].count(num_tokens, now)
-        self._generation_tokens.inc(num_tokens)
-        self.meter.generated_tokens += num_tokens
         if gap is not None:
-            self.meter.inter_token_latency.add(gap / num_tokens, now, num_tokens)
-            for _ in range(num_tokens):
-                self._inter_token_latency.observe(gap / num_tokens)
-        if is_first:
+            self._gaps[gap / num_tokens] += num_tokens
+        elif clock.num_tokens == num_tokens:  # of all samples the first
             model = self._model
             self.meter.time_to_first_token.add(now - clock.received_at, now)
             self._metrics.time_to_first_token_seconds.labels(model=model).observe(
