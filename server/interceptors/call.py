@@ -23,6 +23,9 @@ Behavior = Callable[[Any, Any], Any]
 Decode = Callable[[bytes], Any]
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
+_CODES = {key: code for code in grpc.StatusCode for key in (code, code.value[0])}
+"""By what a context has: a StatusCode or its number."""
+
 
 @dataclass(slots=True)
 class Call:
@@ -77,11 +80,7 @@ def outcome(failure: BaseException | None, context: Any) -> grpc.StatusCode:
             late = remaining is not None and remaining <= 0
             return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
         case None | grpc.aio.AbortError():
-            set_by_handler = context.code()  # a StatusCode, its number, or nothing
-            for code in grpc.StatusCode:
-                if set_by_handler in (code, code.value[0]):
-                    return code
-            return grpc.StatusCode.OK
+            return _CODES.get(context.code(), grpc.StatusCode.OK)
         case _:
             return grpc.StatusCode.INTERNAL
 

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -49,6 +50,9 @@ MAX_TOKENIZE_BYTES = 1 << 20
 MAX_DETOKENIZE_BYTES = 4_000_000
 """A little less than the largest message that the server sends."""
 
+SHORT_PROMPT_TOKENS = 1024
+"""A prompt that cannot be longer is encoded at once: less work than handing it to a thread."""
+
 SLOW_READER_SECONDS = 30.0
 """How long Generate waits for its reader before it gives the slot to somebody else."""
 
@@ -71,11 +75,14 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         received_at = time.monotonic()
         async with self._model_for(request) as model:
-            with model.engine.place(prompt_tokens_at_most(request), context.time_remaining()):
+            prompt_tokens = prompt_tokens_at_most(request)
+            with model.engine.place(prompt_tokens, context.time_remaining()):
+                encode = partial(request_from_pb, request, model.model_config, model.tokenizer)
                 try:
-                    wanted, echo = await asyncio.to_thread(
-                        request_from_pb, request, model.model_config, model.tokenizer
-                    )
+                    if prompt_tokens <= SHORT_PROMPT_TOKENS:
+                        wanted, echo = encode()
+                    else:
+                        wanted, echo = await asyncio.to_thread(encode)
                 except InvalidArgument:
                     model.engine.reject("validation")
                     raise
