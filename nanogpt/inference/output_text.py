@@ -29,6 +29,8 @@ class OutputText:
         Stop strings that are complete while `may_stop` is false are ordinary text. After one that
         counts (`stop_string` is set) there must be no more pushes.
         """
+        if not self._stop_strings:
+            return self._decoder.push([token_id])
         seen = len(self._held)
         text = self._held + self._decoder.push([token_id])
         if may_stop and (match := self._first_match(text, seen)):

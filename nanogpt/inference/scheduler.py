@@ -32,7 +32,7 @@ DRAFT_TOKENS_PER_STEP = 32
 time is that of reading the weights."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
     """The next `num_tokens` uncached tokens of a running sequence."""
 
@@ -40,18 +40,17 @@ class Chunk:
     num_tokens: int
     drafts: list[int] = field(default_factory=list)
     """Guesses of what follows, computed with them to see whether they are right."""
+    completes: bool = field(init=False)
+    """Whether nothing is left to compute after it, so that a token is sampled."""
+    num_logits: int = field(init=False)
+    """How many of its tokens need logits, counted from the last."""
 
-    @property
-    def completes(self) -> bool:
-        """Whether nothing is left to compute after it, so that a token is sampled."""
-        return self.num_tokens == self.sequence.num_uncached
-
-    @property
-    def num_logits(self) -> int:
-        """How many of its tokens need logits, counted from the last."""
+    def __post_init__(self) -> None:
+        self.completes = self.num_tokens == self.sequence.num_uncached
         if self.sequence.scores_prompt:
-            return self.num_tokens
-        return 1 + len(self.drafts) if self.completes else 0
+            self.num_logits = self.num_tokens
+        else:
+            self.num_logits = 1 + len(self.drafts) if self.completes else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ struct Rows {
     const int16_t* shorts = nullptr;  // (rows, inputs)
     const int8_t* bytes = nullptr;    // (rows, inputs)
     const float* scales = nullptr;    // of shorts: (rows,); of bytes: (rows, inputs / GROUP)
-    const int32_t* offsets = nullptr; // of bytes, as `scales`: what unsigned weights add too much
+    const int32_t* offsets = nullptr; // of bytes, as `scales`: takes off what unsigned weights add
 
     Rows from(size_t row) const {
         Rows rest = *this;
