@@ -99,7 +99,7 @@ class CharTokenizer:
             raise UnknownCharacters(list(unknown)) from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self._character(token_id) for token_id in ids)
+        return "".join(map(self._character, ids))
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._character(token_id).encode()
@@ -192,10 +192,14 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._is_whole = isinstance(tokenizer, CharTokenizer)
+        """Whether no token is a part of a character."""
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Iterable[int]) -> str:
         """The characters that are complete by now. Raises UnknownTokenId."""
+        if self._is_whole:
+            return self._tokenizer.decode(ids)
         return self._utf8.decode(b"".join(map(self._tokenizer.token_bytes, ids)))
 
     def flush(self) -> str:

@@ -7,14 +7,12 @@ behind this seam; scheduling, sampling and text are in front of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from nanogpt.inference.sampler import Floats
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkInput:
+class ChunkInput(NamedTuple):
     """Consecutive tokens of one slot to compute, and how many of them need logits."""
 
     slot: int

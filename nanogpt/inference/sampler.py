@@ -46,14 +46,20 @@ class Row:
         self.position = 0
         """Tokens sampled so far."""
         self.output_counts: Counter[int] = Counter()
+        """How often tokens are in the output; followed for penalties only."""
         self.seen_ids: Ids = np.asarray(prompt_ids, np.intp)
         """Tokens in the prompt or the output, some twice; followed for repetition_penalty only."""
+        self._penalizes = params.repetition_penalty != 1 or bool(
+            params.presence_penalty or params.frequency_penalty
+        )
         self._ending_ids = ending_ids
         self._min_new_tokens = min_new_tokens
 
     def push(self, token_id: int) -> None:
         """Records that `token_id` was sampled."""
         self.position += 1
+        if not self._penalizes:
+            return
         if self.params.repetition_penalty != 1 and token_id not in self.output_counts:
             self.seen_ids = np.append(self.seen_ids, token_id)
         self.output_counts[token_id] += 1

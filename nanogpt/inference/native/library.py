@@ -37,14 +37,6 @@ class Shape(ctypes.Structure):
     )
 
 
-class Chunk(ctypes.Structure):
-    """Consecutive tokens of one slot."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_int32) for name in ("slot", "start", "num_tokens", "num_logits")
-    )
-
-
 NETWORK_WEIGHTS = (
     "transformer.wte.weight",
     "transformer.wpe.weight",
@@ -93,7 +85,7 @@ class Library:
         self.destroy = library.nanogpt_destroy
         self.destroy.argtypes, self.destroy.restype = [pointer], None
         self.forward = library.nanogpt_forward
-        self.forward.argtypes = [pointer, ctypes.POINTER(Chunk), int32, pointer, pointer]
+        self.forward.argtypes = [pointer, pointer, int32, pointer, pointer]
         self.forward.restype = int32
         self.copy = library.nanogpt_copy
         self.copy.argtypes, self.copy.restype = [pointer, int32, int32, int32], int32

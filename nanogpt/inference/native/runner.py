@@ -16,7 +16,6 @@ from nanogpt.config import ModelConfig
 from nanogpt.inference.native.library import (
     LAYER_WEIGHTS,
     NETWORK_WEIGHTS,
-    Chunk,
     FloatPointer,
     Library,
     Shape,
@@ -93,13 +92,18 @@ class NativeRunner:
     def forward(self, chunks: Sequence[ChunkInput]) -> Floats:
         """Float32 logits (rows, V), see Runner."""
         tokens = np.array([id for chunk in chunks for id in chunk.token_ids], dtype=np.int32)
-        structs = (Chunk * len(chunks))(
-            *(Chunk(c.slot, c.start, len(c.token_ids), c.num_logits) for c in chunks)
+        layout = np.array(
+            [(slot, start, len(ids), num_logits) for slot, start, ids, num_logits in chunks],
+            dtype=np.int32,
         )
         rows = sum(chunk.num_logits for chunk in chunks)
         logits: Floats = np.empty((rows, self._stride), dtype=np.float32)
         status = self._library.forward(
-            self._network, structs, len(chunks), tokens.ctypes.data, logits.ctypes.data
+            self._network,
+            layout.ctypes.data,
+            len(chunks),
+            tokens.ctypes.data,
+            logits.ctypes.data,
         )
         _check(status)
         return logits[:, : self.vocab_size]
