@@ -10,7 +10,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -148,7 +148,7 @@ class Entry:
 
 
 def take_turns(
-    entries: Collection[Entry], rounds: Sequence[Sequence[Sequence[int]]], max_new_tokens: int
+    entries: Collection[Entry], rounds: Iterable[Sequence[Sequence[int]]], max_new_tokens: int
 ) -> dict[str, str]:
     """Measures everyone who is not out once a round, in turn; returns why some failed.
 

@@ -8,6 +8,7 @@ another peer of the same or higher precision is measured once only: it cannot be
 
 import functools
 import random
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token
 
 HOPELESS_FACTOR = 1.5
 WARM_UP_TOKENS = 4
+ROUNDS_SECONDS = 60.0
 BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
 KV_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "int4": 2}
 LARGEST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
@@ -46,7 +48,8 @@ class Load:
     concurrency: int
     prompt_tokens: int
     new_tokens: int
-    rounds: int
+    least_rounds: int
+    most_rounds: int
 
     @property
     def max_tokens(self) -> int:
@@ -61,6 +64,15 @@ class Load:
         tokens = range(self.network.config.vocab_size)
         return [dice.choices(tokens, k=self.prompt_tokens) for _ in range(self.concurrency)]
 
+    def rounds(self) -> Iterator[list[list[int]]]:
+        """The prompts of all rounds after the first: as many as there is time for. A machine that
+        others share is fast and slow by turns, and a few short rounds may all see one of both."""
+        start = time.monotonic()
+        for number in range(2, self.most_rounds + 1):
+            if number > self.least_rounds and time.monotonic() - start > ROUNDS_SECONDS:
+                return
+            yield self.prompts(number)
+
 
 def plans(options: Options) -> Iterator[Plan]:
     """A plan for each network and concurrency, of a cell for each precision."""
@@ -71,12 +83,12 @@ def plans(options: Options) -> Iterator[Plan]:
 
 def loads(options: Options) -> Iterator[Load]:
     """Quick ones first."""
-    new_tokens, rounds = (16, 1) if options.quick else (128, 3)
-    yield Load(f"{GPT2.title}, first token after 512", GPT2, 1, 512, 1, rounds)
+    new_tokens, rounds = (16, (1, 1)) if options.quick else (128, (3, 9))
+    yield Load(f"{GPT2.title}, first token after 512", GPT2, 1, 512, 1, *rounds)
     for network in (CHAR, GPT2):
         for concurrency in (1, 8, 32):
             title = f"{network.title} x {concurrency}"
-            yield Load(title, network, concurrency, network.prompt_tokens, new_tokens, rounds)
+            yield Load(title, network, concurrency, network.prompt_tokens, new_tokens, *rounds)
 
 
 def measure(load: Load, wanted: Collection[str]) -> Iterator[Cell]:
@@ -102,8 +114,7 @@ def measure(load: Load, wanted: Collection[str]) -> Iterator[Cell]:
             for entry in entries.values():
                 if not entry.is_out and is_hopeless(entry, entries.values()):
                     entry.leave()  # which frees its memory
-        rounds = [load.prompts(number) for number in range(2, load.rounds + 1)]
-        missing |= take_turns(entries.values(), rounds, load.new_tokens)
+        missing |= take_turns(entries.values(), load.rounds(), load.new_tokens)
     finally:
         for entry in entries.values():
             if not entry.is_out:
