@@ -92,7 +92,7 @@ class NativeRunner:
     def forward(self, chunks: Sequence[ChunkInput]) -> Floats:
         """Float32 logits (rows, V), see Runner."""
         tokens = np.array([id for chunk in chunks for id in chunk.token_ids], dtype=np.int32)
-        layout = np.array(
+        layout = np.array(  # of gpt.cpp's Chunk
             [(slot, start, len(ids), num_logits) for slot, start, ids, num_logits in chunks],
             dtype=np.int32,
         )
