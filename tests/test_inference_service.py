@@ -26,6 +26,7 @@ from nanogpt.checkpoint import publish_model
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.services import inference as module
+from server.serving import engine_thread
 
 Code = grpc.StatusCode
 
@@ -368,7 +369,7 @@ async def test_a_full_queue_refuses_before_it_prepares_a_request(folder, monkeyp
     async with served(folder, num_slots=1, max_waiting=1) as server:
         await generate(server, generate_request(1))
         monkeypatch.setattr(module, "request_from_pb", slow)
-        monkeypatch.setattr(module, "SHORT_PROMPT_TOKENS", 0)  # in a thread
+        monkeypatch.setattr(engine_thread, "SHORT_PROMPT_TOKENS", 0)  # in a thread
         calls = [asyncio.create_task(generate(server, generate_request())) for _ in range(2)]
         await until(lambda: len(prepared) == 2)
         error = await refused(server.inference.Generate(generate_request()))

@@ -39,7 +39,7 @@ def request_from_pb(
     message: pb.GenerateRequest, config: ModelConfig, tokenizer: Tokenizer
 ) -> tuple[Request, str | None]:
     """The request, with a new id, and its prompt as text if an echo is wanted. Encodes the prompt:
-    run it off the event loop unless that is short.
+    see EngineThread.prepare.
 
     Raises InvalidArgument naming every field that is wrong.
     """

@@ -50,9 +50,6 @@ MAX_TOKENIZE_BYTES = 1 << 20
 MAX_DETOKENIZE_BYTES = 4_000_000
 """A little less than the largest message that the server sends."""
 
-SHORT_PROMPT_TOKENS = 1024
-"""A prompt that cannot be longer is encoded at once: less work than handing it to a thread."""
-
 SLOW_READER_SECONDS = 30.0
 """How long Generate waits for its reader before it gives the slot to somebody else."""
 
@@ -75,17 +72,11 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         received_at = time.monotonic()
         async with self._model_for(request) as model:
-            prompt_tokens = prompt_tokens_at_most(request)
-            with model.engine.place(prompt_tokens, context.time_remaining()):
-                encode = partial(request_from_pb, request, model.model_config, model.tokenizer)
-                try:
-                    if prompt_tokens <= SHORT_PROMPT_TOKENS:
-                        wanted, echo = encode()
-                    else:
-                        wanted, echo = await asyncio.to_thread(encode)
-                except InvalidArgument:
-                    model.engine.reject("validation")
-                    raise
+            wanted, echo = await model.engine.prepare(
+                partial(request_from_pb, request, model.model_config, model.tokenizer),
+                prompt_tokens_at_most(request),
+                context.time_remaining(),
+            )
             stream = model.engine.submit(wanted, received_at=received_at)
             try:
                 await self._relay(stream, model, echo, context)
@@ -97,14 +88,11 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         received_at = time.monotonic()
         async with self._models.acquire(request.model) as model:
-            with model.engine.place(score_tokens_at_most(request), context.time_remaining()):
-                try:
-                    wanted = await asyncio.to_thread(
-                        score_request_from_pb, request, model.tokenizer
-                    )
-                except InvalidArgument:
-                    model.engine.reject("validation")
-                    raise
+            wanted = await model.engine.prepare(
+                partial(score_request_from_pb, request, model.tokenizer),
+                score_tokens_at_most(request),
+                context.time_remaining(),
+            )
             stream = model.engine.submit(wanted, received_at=received_at)
             logprobs: list[TokenLogprob] = []
             try:

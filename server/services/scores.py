@@ -25,7 +25,7 @@ def score_tokens_at_most(message: pb.ScoreRequest) -> int:
 
 
 def score_request_from_pb(message: pb.ScoreRequest, tokenizer: Tokenizer) -> Request:
-    """The request, with a new id. Encodes the text: run it off the event loop.
+    """The request, with a new id. Encodes the text: see EngineThread.prepare.
 
     Raises InvalidArgument naming every field that is wrong.
     """

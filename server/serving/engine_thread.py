@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from nanogpt.device import is_out_of_memory
 from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Delta, Event, Failed, Finished, Prefilled, Started, StepResult
 from nanogpt.inference.request import Request
-from server.errors import DeadlineExceeded, ResourceExhausted, Unavailable
+from server.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
 from server.metrics import Metrics
 from server.serving.drain_rate import DrainRate
 from server.serving.figures import Meter
@@ -41,8 +41,13 @@ many where it is read, so this is 5 % of one: with many streams of a fast model,
 at a time. All streams get theirs together, so that the kernels lose their cores once and not each
 time, and the next message is written while the last one is read."""
 
+SHORT_PROMPT_TOKENS = 1024
+"""A prompt that cannot be longer is prepared at once: less work than handing it to a thread."""
+
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 30.0
 """Bounds of the advice given to callers who find the queue full."""
+
+T = TypeVar("T")
 
 
 class EngineFailure(Exception):
@@ -155,8 +160,7 @@ class EngineThread:
     def place(
         self, prompt_tokens: int = 0, remaining_seconds: float | None = None
     ) -> Iterator[None]:
-        """Keeps a place for a request of about `prompt_tokens` tokens while it is prepared;
-        `submit` it right afterwards.
+        """Keeps a place for a request of about `prompt_tokens` tokens while it is prepared.
 
         So a full queue refuses before the work and never after it. Raises as `check_admission`.
         """
@@ -169,6 +173,23 @@ class EngineThread:
         finally:
             self._num_prepared -= 1
             self._waiting_tokens -= prompt_tokens
+
+    async def prepare(
+        self, work: Callable[[], T], prompt_tokens: int, remaining_seconds: float | None = None
+    ) -> T:
+        """What `work` makes of a request of at most `prompt_tokens` tokens, while that has a place;
+        `submit` it right afterwards. In a thread if the prompt may be long.
+
+        Raises as `place`, and what `work` raises: InvalidArgument counts as a rejection.
+        """
+        with self.place(prompt_tokens, remaining_seconds):
+            try:
+                if prompt_tokens <= SHORT_PROMPT_TOKENS:
+                    return work()
+                return await asyncio.to_thread(work)
+            except InvalidArgument:
+                self._record.rejected("validation")
+                raise
 
     def submit(self, request: Request, *, received_at: float | None = None) -> RequestStream:
         """The stream of a valid request that joins the queue.
@@ -188,10 +209,6 @@ class EngineThread:
         self._empty.clear()
         self._commands.put(lambda: self._engine.add(request))
         return stream
-
-    def reject(self, reason: str) -> None:
-        """Counts a request that its service refused before it was submitted."""
-        self._record.rejected(reason)
 
     async def stop(self, grace_seconds: float | None) -> None:
         """Refuses new requests, lets running ones finish, ends the thread.

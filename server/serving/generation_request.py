@@ -35,7 +35,7 @@ def new_request(
     found: Iterable[Violation] = (),
     **options: Any,
 ) -> Request:
-    """The request, with a new id. Encodes the prompt: run it off the event loop unless it is short.
+    """The request, with a new id. Encodes the prompt: see EngineThread.prepare.
 
     `sampling` and `stopping` have what the caller set, `options` the other fields of Request, and
     `found` is what is wrong already. Raises InvalidArgument naming every field that is wrong.

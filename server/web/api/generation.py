@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +19,7 @@ from nanogpt.inference.events import Delta, Event, Finished, Started
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request as Generation
 from nanogpt.tokenizer import StreamDecoder, Tokenizer
-from server.errors import InvalidArgument, Unavailable
+from server.errors import Unavailable
 from server.health import Health
 from server.models.loaded import LoadedModel
 from server.models.store import ModelStore
@@ -47,15 +48,10 @@ class GenerationApi:
     async def _events(self, body: Body) -> AsyncGenerator[str, None]:
         received_at = time.monotonic()
         async with self._models.acquire(body.text("model")) as model:
-            # a token is at least one byte of text
-            with model.engine.place(len(body.text("prompt").encode())):
-                try:
-                    wanted = await asyncio.to_thread(
-                        _request, body, model.model_config, model.tokenizer
-                    )
-                except InvalidArgument:
-                    model.engine.reject("validation")
-                    raise
+            wanted = await model.engine.prepare(
+                partial(_request, body, model.model_config, model.tokenizer),
+                len(body.text("prompt").encode()),  # a token is at least one byte of text
+            )
             stream = model.engine.submit(wanted, received_at=received_at)
             try:
                 pieces = Pieces(model.tokenizer, wanted)
