@@ -16,8 +16,8 @@ from nanogpt.config import TrainConfig
 from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
 from nanogpt.model import GPT
 from nanogpt.training.batches import Batches, Stream
-from nanogpt.training.cross_entropy import LARGE_VOCABULARY, chunked_forward
-from nanogpt.training.execution import Execution, choose_execution, use_attention
+from nanogpt.training.execution import Execution, choose_execution
+from nanogpt.training.forward import make_forward
 from nanogpt.training.optimizer import make_optimizer
 from nanogpt.training.step import TrainingStep
 
@@ -95,13 +95,12 @@ def our_step(work: Work, weights: dict[str, Tensor], dtype: torch.dtype) -> tupl
     """The trainer's step, computed as the trainer would."""
     model = _our_model(work, weights)
     execution = choose_execution(model, work.config.batch_size, dtype)
-    use_attention(model, execution)
     step = TrainingStep(
         model,
         make_optimizer(model, work.config, dtype),
         dtype=dtype,
         grad_clip=work.config.grad_clip,
-        forward=chunked_forward(model) if work.vocab_size >= LARGE_VOCABULARY else None,
+        forward=make_forward(model, execution, batches_of(work).at(0), dtype=dtype),
         pieces=execution.pieces,
     )
     return lambda inputs, targets: step(inputs, targets).loss, execution

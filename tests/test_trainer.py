@@ -31,6 +31,7 @@ from nanogpt.datasets.byte_length import mean_token_bytes
 from nanogpt.datasets.dataset import BadDataset, Dataset
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
+from nanogpt.training import forward as forward_module
 from nanogpt.training import limits as limits_module
 from nanogpt.training import trainer as trainer_module
 from nanogpt.training.batches import Batches, Stream
@@ -467,7 +468,7 @@ def test_a_run_in_pieces_with_a_chunked_loss_resumes_bit_for_bit(tmp_path, monke
     """Its losses are those of the plain way; the choice is read back, not made again."""
     plain = make_run(tmp_path, "plain", dropout=0.0)
     run(plain)
-    monkeypatch.setattr(trainer_module, "LARGE_VOCABULARY", 2)
+    monkeypatch.setattr(forward_module, "LARGE_VOCABULARY", 2)
     monkeypatch.setattr(trainer_module, "choose_execution", lambda *_: Execution(2, "matmul"))
     whole, stopped = make_run(tmp_path, "whole"), make_run(tmp_path, "stopped")
     run(whole)

@@ -37,9 +37,8 @@ from nanogpt.config import (
 from nanogpt.datasets.dataset import BadDataset, Dataset
 from nanogpt.model import GPT
 from nanogpt.training.batches import Batches, Prefetcher, Stream
-from nanogpt.training.compile import compiled_forward
-from nanogpt.training.cross_entropy import LARGE_VOCABULARY, chunked_forward
-from nanogpt.training.execution import choose_execution, use_attention
+from nanogpt.training.execution import choose_execution
+from nanogpt.training.forward import make_forward
 from nanogpt.training.optimizer import make_optimizer
 from nanogpt.training.run_directory import ExitCode
 from nanogpt.training.starting_point import PADDED_GPT2_VOCAB_SIZE, num_vocab_rows
@@ -119,13 +118,9 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     model = GPT(config.model_config(vocab_size)).to(where).train()
     optimizer = make_optimizer(model, config, dtype)
     execution = choose_execution(model, config.batch_size, dtype)
-    use_attention(model, execution)
-    inputs, targets = (x[0].tensor_split(execution.pieces)[0].to(where) for x in batches.at(0))
-    forward = compiled_forward(
-        model, options.compile, dtype=dtype, example=(inputs, targets), log=_complain
+    forward = make_forward(
+        model, execution, batches.at(0), dtype=dtype, compile=options.compile, log=_complain
     )
-    if forward is model and model.config.vocab_size >= LARGE_VOCABULARY:
-        forward = chunked_forward(model)
     step = TrainingStep(
         model, optimizer, dtype=dtype, grad_clip=0.0, forward=forward, pieces=execution.pieces
     )

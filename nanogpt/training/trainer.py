@@ -21,8 +21,6 @@ from nanogpt.datasets.byte_length import mean_token_bytes
 from nanogpt.datasets.dataset import Dataset
 from nanogpt.training.batches import Batches, Prefetcher, Stream
 from nanogpt.training.checkpoint_writer import CheckpointWriter, written
-from nanogpt.training.compile import compiled_forward
-from nanogpt.training.cross_entropy import LARGE_VOCABULARY, chunked_forward
 from nanogpt.training.divergence import Window
 from nanogpt.training.evaluate import Evaluator, Interrupted
 from nanogpt.training.events import (
@@ -34,12 +32,8 @@ from nanogpt.training.events import (
     RunStarted,
     Sample,
 )
-from nanogpt.training.execution import (
-    Execution,
-    choose_execution,
-    recorded_execution,
-    use_attention,
-)
+from nanogpt.training.execution import Execution, choose_execution, recorded_execution
+from nanogpt.training.forward import make_forward
 from nanogpt.training.limits import Limits
 from nanogpt.training.memory import estimate_memory
 from nanogpt.training.optimizer import make_optimizer, set_learning_rate
@@ -135,17 +129,15 @@ class Trainer:
                 lambda: choose_execution(model, config.batch_size, self._dtype),
             )
         log(f"micro-batches in {execution.pieces} pieces, {execution.attention} attention")
-        use_attention(model, execution)
-        inputs, targets = (
-            x[0].tensor_split(execution.pieces)[0].to(where) for x in self._batches.at(0)
+        self._forward = make_forward(
+            model,
+            execution,
+            self._batches.at(0),
+            dtype=self._dtype,
+            compile=config.compile,
+            log=log,
+            world=world,
         )
-        forward = compiled_forward(
-            model, config.compile, dtype=self._dtype, example=(inputs, targets), log=log
-        )
-        is_large = model.config.vocab_size >= LARGE_VOCABULARY
-        if forward is model and is_large and world.size == 1:
-            forward = chunked_forward(model)
-        self._forward = world.synchronize(model, forward, (inputs, targets))
         self._step = TrainingStep(
             model,
             self._optimizer,
