@@ -198,6 +198,8 @@ class FakeServer(
         sampling.CopyFrom(request.sampling)
         if not sampling.HasField("seed"):
             sampling.seed = 7
+        for ahead in (1234, 1, 0) if request.prompt == "wait" else ():
+            yield inference.GenerateResponse(queued=inference.Queued(requests_ahead=ahead))
         started = inference.Started(request_id="r1", model="bard", weight_version=2000)
         started.sampling.CopyFrom(sampling)
         yield inference.GenerateResponse(started=started)

@@ -135,6 +135,7 @@ async def served(
     data_dir: Path,
     *,
     slow_reader_seconds: float = 30,
+    queued_seconds: float = 10,
     training_command=("false",),
     channel_options=(),
     models_in_training=nobody,
@@ -155,7 +156,12 @@ async def served(
             command=training_command,
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(store, training_benchmark, slow_reader_seconds=slow_reader_seconds),
+            InferenceService(
+                store,
+                training_benchmark,
+                slow_reader_seconds=slow_reader_seconds,
+                queued_seconds=queued_seconds,
+            ),
             server,
         )
         models_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(store), server)

@@ -172,6 +172,13 @@ def test_tokens_are_printed_as_they_arrive(server):
     assert server.generate_ended.wait(5)
 
 
+def test_who_waits_is_told_behind_how_many(server, run):
+    _, out, err = run("sample", "--start=wait")
+    assert out == "wait" + "".join(WORDS) + "\n"
+    said = ["waiting behind 1,234 others", "waiting behind 1 other", "next in the queue"]
+    assert err.splitlines()[:3] == said
+
+
 def test_sample_as_json_is_the_stream(server, run):
     code, out, err = run("sample", "--json", "--seed=18446744073709551615")
     assert (code, err) == (0, "")

@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import tarfile
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
@@ -13,6 +13,7 @@ import server.app
 from nanogpt.checkpoint import step_folder
 from nanogpt.training.events import Sample
 from server.app import App
+from server.web.api import generation
 from tests.fake_trainer import TINY, FakeLauncher, checkpoint, evaluation, record, started, step
 from tests.serving import until, write_checkpoint
 
@@ -303,6 +304,21 @@ async def test_text_is_generated_token_by_token(client):
     assert all(token["logprob"] <= 0 for token in tokens)
     assert last["reason"] == "length" and last["usage"]["completion_tokens"] == 6
     assert 0 < last["timings"]["time_to_first_token_seconds"] < 20
+
+
+async def test_who_waits_is_told_how_many_go_first(settings, client, monkeypatch):
+    monkeypatch.setattr(generation, "HEARTBEAT_SECONDS", 0.02)
+    body = {"model": "tiny", "prompt": "A", "stopping": {"max_new_tokens": 65536}}
+    async with AsyncExitStack() as stack:
+        streams = [
+            await stack.enter_async_context(
+                stream(client, "/api/generate", method="POST", json=body)
+            )
+            for _ in range(settings.num_slots + 1)
+        ]
+        *others, (_, last) = [await anext(events) for events in streams]
+        assert {event["kind"] for _, event in others} == {"started"}
+        assert last == {"kind": "queued", "requests_ahead": 0}
 
 
 async def test_all_that_is_wrong_with_a_generation_is_said_at_once(client):

@@ -351,6 +351,27 @@ async def test_a_full_queue_says_when_to_come_back(folder):
         await until(lambda: is_idle(server))
 
 
+async def test_who_waits_is_told_how_many_go_first(folder):
+    async with served(folder, num_slots=1, queued_seconds=0.02) as server:
+        running = server.inference.Generate(generate_request(LONG))
+        await anext(aiter(running))
+        first = server.inference.Generate(generate_request(LONG))
+        await until(lambda: server.load()[1] == 1)
+        second = server.inference.Generate(generate_request(2))
+        assert (await anext(aiter(second))).queued.requests_ahead == 1
+        assert (await anext(aiter(first))).queued.requests_ahead == 0
+        first.cancel()
+        responses = [await anext(aiter(second))]
+        while responses[-1].queued.requests_ahead:  # the message was on its way
+            responses.append(await anext(aiter(second)))
+        assert responses[-1].WhichOneof("event") == "queued"
+        running.cancel()
+        rest = [response async for response in second]
+        answer = Answer([r for r in rest if r.WhichOneof("event") != "queued"])
+        assert len(answer.tokens()) == 2
+        await until(lambda: is_idle(server))
+
+
 def handled(server, code: str) -> float:
     """How many calls of Generate have ended with this code."""
     method = {"grpc_service": "nanogpt.v1.InferenceService", "grpc_method": "Generate"}

@@ -36,6 +36,18 @@ def test_one_that_waits_long_moves_up() -> None:
     assert order(queue) == ["early", "patient", "late"]
 
 
+def test_who_waits_knows_how_many_go_first() -> None:
+    queue = WaitingQueue()
+    assert queue.requests_ahead("a") is None
+    samples = [sample("a"), sample("b", 5), sample("c", -3), sample("c", -3), sample("d")]
+    for waiting in samples:
+        queue.push(waiting, step=7)
+    assert [queue.requests_ahead(id) for id in "abcd"] == [1, 3, 0, 2]
+    queue.discard(samples[0])
+    assert [queue.requests_ahead(id) for id in "abcd"] == [None, 2, 0, 1]
+    assert order(queue) == ["c", "c", "d", "b"]
+
+
 def test_random_pushes_pops_and_departures_equal_a_sorted_list() -> None:
     dice, queue = random.Random(3), WaitingQueue()
     naive: list[tuple[int, int, Sequence]] = []

@@ -68,13 +68,21 @@ def _print(generation: Generation, printer: "SamplePrinter") -> None:
     """Prints samples one after another on stdout, and once on stderr what they come from."""
     try:
         for response in generation.responses():
-            if response.HasField("started"):
+            if response.HasField("queued"):
+                print(_queued_text(response.queued.requests_ahead), file=sys.stderr)
+            elif response.HasField("started"):
                 print(_started_text(response.started), file=sys.stderr)
             printer.take(response)
     except NanoGPTError:
         if generation.started is not None:
             print()  # what follows is no part of the text
         raise
+
+
+def _queued_text(requests_ahead: int) -> str:
+    if not requests_ahead:
+        return "next in the queue"
+    return f"waiting behind {count(requests_ahead)} other{'s' if requests_ahead > 1 else ''}"
 
 
 def _started_text(started: Started) -> str:

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from nanogpt.inference.events import Delta, Event, Failed, Finished, Prefilled, Started, StepResult
+from nanogpt.inference.events import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    Prefilled,
+    Queued,
+    Started,
+    StepResult,
+)
 from nanogpt.inference.logprobs import Alternative, TokenLogprob, token_logprob
 from nanogpt.inference.request import Request
 from nanogpt.inference.runner import ChunkInput, Runner
@@ -32,6 +41,7 @@ __all__ = [
     "Finished",
     "NonFiniteLogits",
     "Prefilled",
+    "Queued",
     "Started",
     "StepResult",
     "TokenLogprob",
@@ -99,6 +109,11 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """Forgets a request and frees its slots at once. Unknown or finished ids are fine."""
         self._scheduler.cancel(request_id)
+
+    def place_of(self, request_id: str) -> Queued | None:
+        """Where a request is in the queue; None if no sample of it waits."""
+        requests_ahead = self._scheduler.waiting.requests_ahead(request_id)
+        return None if requests_ahead is None else Queued(request_id, requests_ahead)
 
     def has_work(self) -> bool:
         return self._scheduler.has_work()

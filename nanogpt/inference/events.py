@@ -2,7 +2,8 @@
 
 For each request: Started once, first; Prefilled once, second; any number of Delta; Finished once
 for each sample. Failed may come at any moment, for the whole request, and is the last. A cancelled
-request reports nothing more.
+request reports nothing more. Queued is no report of a step, but what a reader asked for before
+Started.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +12,15 @@ from typing import Literal
 from nanogpt.inference.logprobs import TokenLogprob
 
 FinishReason = Literal["length", "end_of_text", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request still waits for a slot."""
+
+    request_id: str
+    requests_ahead: int
+    """Requests that get one before it, unless more important ones come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,7 @@ class Failed:
     error: BaseException
 
 
-Event = Started | Prefilled | Delta | Finished | Failed
+Event = Queued | Started | Prefilled | Delta | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,14 @@ class WaitingQueue:
                 self._members.remove(sequence)
                 return sequence
 
+    def requests_ahead(self, request_id: str) -> int | None:
+        """Requests with a sample before all of this one's; None if none of its samples waits."""
+        waiting = [entry for entry in self._heap if entry[2] in self._members]
+        own = [entry[:2] for entry in waiting if entry[2].request.id == request_id]
+        if not own:
+            return None
+        return len({sample.request.id for *place, sample in waiting if tuple(place) < min(own)})
+
     def discard(self, sequence: Sequence) -> None:
         """Forgets a sample, if it waits."""
         self._members.discard(sequence)

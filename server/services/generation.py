@@ -6,7 +6,7 @@ What they ask for is completed and checked in generation_request.py.
 from typing import Any
 
 from nanogpt.config import ModelConfig, SamplingParams, StoppingParams, Violation
-from nanogpt.inference.events import Delta, Finished, FinishReason
+from nanogpt.inference.events import Delta, Finished, FinishReason, Queued
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request, number_violations
 from nanogpt.tokenizer import Tokenizer
@@ -76,6 +76,10 @@ def violations_of_any_model(message: pb.GenerateRequest) -> list[Violation]:
     _, stopping = stopping_from(_stopping_from_pb(message.stopping))
     context_overflow = _context_overflow_violations(message.stopping)
     return sampling + context_overflow + stopping + number_violations(_numbers(message))
+
+
+def queued_to_pb(queued: Queued) -> pb.GenerateResponse:
+    return pb.GenerateResponse(queued=pb.Queued(requests_ahead=queued.requests_ahead))
 
 
 def started_to_pb(

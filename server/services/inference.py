@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from nanogpt.config import InvalidConfig, Violation
-from nanogpt.inference.events import Delta, Finished, Prefilled, Started
+from nanogpt.inference.events import Delta, Event, Finished, Prefilled, Queued, Started
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.tokenizer import UnknownCharacters, UnknownTokenId
 from protos.nanogpt.v1 import inference_pb2 as pb
@@ -37,6 +37,7 @@ from server.services.generation import (
     delta_to_pb,
     finished_to_pb,
     prompt_tokens_at_most,
+    queued_to_pb,
     request_from_pb,
     started_to_pb,
     violations_of_any_model,
@@ -53,6 +54,9 @@ MAX_DETOKENIZE_BYTES = 4_000_000
 SLOW_READER_SECONDS = 30.0
 """How long Generate waits for its reader before it gives the slot to somebody else."""
 
+QUEUED_SECONDS = 10.0
+"""Between messages to one who waits for a slot: proxies cut quiet streams, commonly after 60 s."""
+
 
 class InferenceService(pb_grpc.InferenceServiceServicer):
     """Generates, scores, tokenizes and measures."""
@@ -63,11 +67,13 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         training_benchmark: TrainingBenchmark,
         *,
         slow_reader_seconds: float = SLOW_READER_SECONDS,
+        queued_seconds: float = QUEUED_SECONDS,
     ) -> None:
         self._models = models
         self._training = training_benchmark
         self._peaks = PeakMeter()
         self._slow_reader_seconds = slow_reader_seconds
+        self._queued_seconds = queued_seconds
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         received_at = time.monotonic()
@@ -192,10 +198,12 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
 
         waits_for_prompt = stream.request.prompt_logprobs is not None
         unfinished = stream.request.num_samples
-        while events := await stream.next():
+        while events := await self._next(stream, model):
             for event in events:
                 response = None
                 match event:
+                    case Queued():
+                        response = queued_to_pb(event)
                     case Started() if not waits_for_prompt:
                         response = started([])
                     case Prefilled() if waits_for_prompt:
@@ -207,6 +215,16 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                         response = finished_to_pb(event, None if unfinished else stream)
                 if response is not None:
                     await self._write(response, stream, context)
+
+    async def _next(self, stream: RequestStream, model: LoadedModel) -> list[Event]:
+        """The next events, as the stream gives them. While it waits for a slot, one is made now
+        and then that says so."""
+        while not stream.has_started:
+            events = await stream.next_within(self._queued_seconds)
+            if events is not None:
+                return events
+            model.engine.report_place(stream)
+        return await stream.next()
 
     async def _write(
         self, response: pb.GenerateResponse, stream: RequestStream, context: Context

@@ -21,7 +21,16 @@ from typing import NoReturn, TypeVar
 
 from nanogpt.device import is_out_of_memory
 from nanogpt.inference.engine import Engine
-from nanogpt.inference.events import Delta, Event, Failed, Finished, Prefilled, Started, StepResult
+from nanogpt.inference.events import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    Prefilled,
+    Queued,
+    Started,
+    StepResult,
+)
 from nanogpt.inference.request import Request
 from server.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
 from server.metrics import Metrics
@@ -210,6 +219,15 @@ class EngineThread:
         self._commands.put(lambda: self._engine.add(request))
         return stream
 
+    def report_place(self, stream: RequestStream) -> None:
+        """Lets the reader of a request that waits have a Queued before long."""
+
+        def look() -> None:
+            if (event := self._engine.place_of(stream.request.id)) is not None:
+                self._loop.call_soon_threadsafe(self._receive_place, stream, event)
+
+        self._commands.put(look)
+
     async def stop(self, grace_seconds: float | None) -> None:
         """Refuses new requests, lets running ones finish, ends the thread.
 
@@ -318,6 +336,10 @@ class EngineThread:
                     self._end(stream, None)
             case Failed():
                 self._end(stream, "failed", _explain(event.error))
+
+    def _receive_place(self, stream: RequestStream, event: Queued) -> None:
+        if not stream.has_started and not stream.has_ended:
+            stream.push(event)
 
     def _deliver_in_time(self) -> None:
         """Lets readers have their tokens as often as MESSAGES_PER_SECOND allows."""

@@ -157,6 +157,14 @@ class RequestStream:
             self._ready.clear()
         return events
 
+    async def next_within(self, seconds: float) -> list[Event] | None:
+        """The same, or None if nothing is ready in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.next()
+        except TimeoutError:
+            return None
+
     def cancel(self, reason: str = "cancelled") -> None:
         """Frees what the request holds before the engine's next step. After its end, nothing."""
         if not self.has_ended:

@@ -1,9 +1,8 @@
 """The playground: text as it is sampled.
 
-POST /api/generate    server-sent events: `started`, `delta`, `finished`
+POST /api/generate    server-sent events: `queued` while it waits, `started`, `delta`, `finished`
 """
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nanogpt.config import ModelConfig, Violation
-from nanogpt.inference.events import Delta, Event, Finished, Started
+from nanogpt.inference.events import Delta, Event, Finished, Queued, Started
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request as Generation
 from nanogpt.tokenizer import StreamDecoder, Tokenizer
@@ -56,9 +55,11 @@ class GenerationApi:
             try:
                 pieces = Pieces(model.tokenizer, wanted)
                 unfinished = wanted.num_samples
-                async for event in _with_heartbeats(stream):
+                async for event in _with_heartbeats(stream, model):
                     if event is None:
                         yield HEARTBEAT
+                    elif isinstance(event, Queued):
+                        yield message({"kind": "queued", "requests_ahead": event.requests_ahead})
                     elif isinstance(event, Delta):
                         yield message(pieces.delta(event))
                     elif isinstance(event, Finished):
@@ -102,18 +103,17 @@ class Pieces:
         }
 
 
-async def _with_heartbeats(stream: RequestStream) -> AsyncGenerator[Event | None, None]:
-    """The request's events; None when there was none for a while: it waits for its turn."""
-    while True:
-        waiting = asyncio.ensure_future(stream.next())
-        try:
-            while not (await asyncio.wait([waiting], timeout=HEARTBEAT_SECONDS))[0]:
-                yield None
-            events = waiting.result()
-        finally:
-            waiting.cancel()
-        if not events:
-            return
+async def _with_heartbeats(
+    stream: RequestStream, model: LoadedModel
+) -> AsyncGenerator[Event | None, None]:
+    """The request's events; None when there was none for a while. Then one that waits for its turn
+    says so, too."""
+    while (events := await stream.next_within(HEARTBEAT_SECONDS)) != []:
+        if events is None:
+            if not stream.has_started:
+                model.engine.report_place(stream)
+            yield None
+            continue
         for event in events:
             yield event
 

@@ -179,7 +179,10 @@ function answer() {
       setText(figures, "Waiting for its turn …");
     },
     take: (event) => {
-      if (event.kind === "started") {
+      if (event.kind === "queued") {
+        const ahead = event.requests_ahead;
+        setText(figures, ahead ? `Waiting behind ${format.whole(ahead)} ${ahead === 1 ? "other" : "others"} …` : "Next in the queue …");
+      } else if (event.kind === "started") {
         started = event;
         setText(figures, "Reading the prompt …");
       } else if (event.kind === "delta") {
