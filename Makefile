@@ -101,7 +101,7 @@ build/peers/vllm/.installed: Makefile
 campaign-quick: $(INSTALLED)  ## kill servers and trainers at random, crash at every durable operation
 	$(MAKE) --jobs=2 campaign-kills campaign-crashes CAMPAIGN_SCALE=1
 
-campaign: $(INSTALLED)  ## the same, ten times as often
+campaign: $(INSTALLED)  ## the same, up to ten times as often
 	$(MAKE) --jobs=2 campaign-kills campaign-crashes CAMPAIGN_SCALE=10
 
 campaign-kills:
@@ -111,7 +111,7 @@ campaign-crashes:
 	CAMPAIGN_SCALE=$(CAMPAIGN_SCALE) $(CAMPAIGN) tests/campaigns/test_crash_points.py \
 		tests/campaigns/test_resume_campaign.py
 
-clean:  ## remove what these commands made, except .venv and ./data
+clean:  ## remove what these commands made, except environments and ./data
 	rm -rf build .demo benchmarks/out *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

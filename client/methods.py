@@ -67,7 +67,7 @@ class Method(Generic[Request, Response]):
 _QUICK = 10.0  # seconds; answered from memory or a small file
 _PLAIN = 30.0  # changes something small
 _HEAVY = 600.0  # generates, or reads weights
-_LONG = 3600.0  # moves or measures as much as the caller asks for
+_LONG = 86_400.0  # moves or measures as much as the caller asks for
 _FOLLOW = 86400.0  # lasts as long as a job does
 
 GENERATE = Method(inference.GenerateRequest, inference.GenerateResponse, _HEAVY)

@@ -77,7 +77,7 @@ class Peak:
     bytes_per_second: float | None
     """Reading memory."""
     source: str
-    """`listed`, `measured`, `configured`, or empty if both are unknown."""
+    """`listed`, `measured`, or empty if both are unknown."""
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, bandwidth: bool = True) -> Peak:

@@ -161,7 +161,10 @@ class Settings(BaseSettings):
         default=1, ge=1, le=1000, description="Jobs that train at a time, on the same device."
     )
     max_crashes: int = Field(
-        default=3, ge=0, le=1000, description="Crashes of a job's trainer before the job fails."
+        default=3,
+        ge=0,
+        le=1000,
+        description="Crashes in a row, without a new checkpoint between them, that a job survives.",
     )
     max_backoff_seconds: float = Field(
         default=60,

@@ -73,7 +73,12 @@ class Server:
             interceptors=interceptor_chain(self.metrics, self.gate, max_deadline_seconds)
         )
         training = {"Train": handlers["UnaryUnary"], "StreamMetrics": handlers["Generator"]}
-        services = {SERVICE: handlers, "nanogpt.v1.TrainingService": training}
+        inference = {"Benchmark": handlers["UnaryUnary"]}
+        services = {
+            SERVICE: handlers,
+            "nanogpt.v1.TrainingService": training,
+            "nanogpt.v1.InferenceService": inference,
+        }
         for service, methods in services.items():
             self.server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(service, methods),)
@@ -384,6 +389,23 @@ async def test_following_a_job_has_no_cap():
         path = "/nanogpt.v1.TrainingService/StreamMetrics"
         call = channel.unary_stream(path)(b"")
         assert len([response async for response in call]) == 3
+    await server.server.stop(0)
+
+
+async def test_a_benchmark_may_take_as_long_as_its_caller_says():
+    server = Server()
+
+    async def work(request, context):
+        await asyncio.sleep(0.05)
+
+    server.work = work
+    port = await server.start(max_deadline_seconds=0.01)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        benchmark = {"method": "Benchmark", "service": "nanogpt.v1.InferenceService"}
+        await call(channel, **benchmark, timeout=60)
+        for options in (benchmark, {"method": "UnaryUnary", "timeout": 60}):
+            answer = await failure(channel, **options)
+            assert "longer than the 0.01 s" in answer.details()
     await server.server.stop(0)
 
 

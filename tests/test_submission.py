@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_trainer import ModelFolders, make_dataset, no_datasets
 
-from nanogpt.checkpoint import CheckpointMeta, save_checkpoint
+from nanogpt.checkpoint import CheckpointMeta, read_meta, save_checkpoint
 from nanogpt.config import ModelConfig, Preset, TrainConfig
 from nanogpt.datasets.dataset import Dataset
 from nanogpt.model import GPT
@@ -26,9 +27,14 @@ def data_dir(tmp_path: Path) -> Path:
 def base_model(data_dir: Path) -> Path:
     """A model of the vocabulary of `tiny`, with a window of 32 tokens."""
     tokenizer = Dataset.open(data_dir / "datasets" / "tiny").tokenizer
-    config = ModelConfig(block_size=32, vocab_size=tokenizer.vocab_size, **SHAPE)
+    return save_model(data_dir, "base", ModelConfig(32, tokenizer.vocab_size, **SHAPE))
+
+
+def save_model(data_dir: Path, name: str, config: ModelConfig) -> Path:
+    """A model of the vocabulary of `tiny`."""
+    tokenizer = Dataset.open(data_dir / "datasets" / "tiny").tokenizer
     meta = CheckpointMeta(step=7, model_config=config, tokenizer=tokenizer.to_json())
-    folder = data_dir / "models" / "base"
+    folder = data_dir / "models" / name
     save_checkpoint(folder, meta, GPT(config).state_dict(), None)
     return folder
 
@@ -163,6 +169,27 @@ def test_fine_tuning_cannot_change_the_shape(data_dir: Path, base_model: Path) -
         "config.n_layer",
         "config.n_head",
         "config.bias",
+    }
+
+
+def test_fine_tuning_keeps_the_architecture(data_dir: Path, base_model: Path) -> None:
+    """Whatever a preset says, whose bias=false is not this model's either."""
+    whole = read_meta(base_model).model_config
+    modern = replace(whole, arch="modern", bias=False)
+    save_model(data_dir, "modern", modern)
+    found = planned(data_dir, config={"init_from": "modern"})
+    assert (found.config.arch, found.config_origin["arch"]) == ("modern", "model modern")
+    wanted = {"init_from": "base", "block_size": 8}
+    found = planned(data_dir, preset="best_shakespeare_char", config=wanted)
+    assert (found.config.arch, found.config.bias) == ("gpt2", True)
+    refused = {
+        **fields(data_dir, config={"init_from": "base", "arch": "modern"}),
+        **fields(data_dir, config={"init_from": "modern", "sinusoidal_positions": True}),
+    }
+    assert refused == {
+        "config.arch": "is gpt2 in model 'base'; leave it unset",
+        "config.sinusoidal_positions": "must be false with arch modern, whose positions are "
+        "rotations",
     }
 
 

@@ -84,7 +84,9 @@ class TrainingBenchmark:
         if training := await self._models_in_training():
             model = min(training)
             raise FailedPrecondition(
-                "job_training", model, f"a job trains model {model!r}; wait for it or cancel it"
+                "job_training",
+                model,
+                f"the job of model {model!r} has not ended; wait for it or cancel it",
             )
         if self._running.locked():
             raise FailedPrecondition(

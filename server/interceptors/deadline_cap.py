@@ -15,6 +15,16 @@ FOLLOWING = frozenset(
 )
 """Methods without a cap: they follow something for as long as it lasts."""
 
+OPEN_ENDED = frozenset(
+    {
+        "/nanogpt.v1.DatasetService/CreateDataset",
+        "/nanogpt.v1.InferenceService/Benchmark",
+        "/nanogpt.v1.ModelService/ExportModel",
+    }
+)
+"""Methods that move or measure as much as the caller asks for: the caller's deadline counts, and
+the cap if there is none."""
+
 
 class DeadlineCap(CallInterceptor):
     """Cancels a handler after `max_seconds`."""
@@ -23,7 +33,8 @@ class DeadlineCap(CallInterceptor):
         self.max_seconds = max_seconds
 
     async def around(self, call: Call) -> Any:
-        if call.method in FOLLOWING:
+        has_deadline = call.context.time_remaining() is not None
+        if call.method in FOLLOWING or (call.method in OPEN_ENDED and has_deadline):
             return await call.proceed()
         cap = asyncio.timeout(self.max_seconds)
         try:

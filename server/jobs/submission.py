@@ -27,7 +27,7 @@ LARGEST_PRIORITY = 100
 
 SCRATCH = "scratch"
 
-SHAPE = ("n_layer", "n_head", "n_embd", "bias")
+SHAPE = ("n_layer", "n_head", "n_embd", "bias", "arch")
 """Fields that are the starting model's if there is one; block_size may be smaller."""
 
 NO_PRESET = Preset(name="", config={}, dataset=None, out_dir=None)
@@ -126,7 +126,7 @@ def plan(submission: Submission, datasets: DatasetStore, models: Models) -> Plan
     dataset = datasets.get(dataset_name)
     start = _starting_model(values.get("init_from", SCRATCH), models)
     if start is not None:
-        found += _take_shape(start, values, origin)
+        found += _take_shape(start, values, origin) or _range_violations(values)
         found += _vocabulary_violations(start, dataset)
     if not found:
         config = TrainConfig.from_mapping(values)
@@ -167,11 +167,7 @@ def _config_violations(values: dict[str, Any]) -> list[Violation]:
     init_from = values.get("init_from", SCRATCH)
     if init_from != SCRATCH:
         values = {key: value for key, value in values.items() if key not in SHAPE}
-    found = []
-    try:
-        TrainConfig.from_mapping(values)
-    except InvalidConfig as error:
-        found = [Violation(f"config.{v.field}", v.description) for v in error.violations]
+    found = _range_violations(values)
     if init_from == "resume":
         found.append(
             Violation(
@@ -183,6 +179,14 @@ def _config_violations(values: dict[str, Any]) -> list[Violation]:
     elif not init_from:
         found.append(Violation("config.init_from", f"must be {SCRATCH} or the name of a model"))
     return found
+
+
+def _range_violations(values: dict[str, Any]) -> list[Violation]:
+    try:
+        TrainConfig.from_mapping(values)
+    except InvalidConfig as error:
+        return [Violation(f"config.{v.field}", v.description) for v in error.violations]
+    return []
 
 
 def _starting_model(reference: str, models: Models) -> _Start | None:

@@ -108,7 +108,8 @@ class InferenceServiceServicer:
         in a process of its own.
 
         Errors: as `Generate`; `FAILED_PRECONDITION` for a training benchmark while
-        a job is training.
+        any job has not ended, also one that waits or is paused, or while another
+        training benchmark runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -95,8 +95,10 @@ class ModelServiceServicer:
         stays in memory until `UnloadModel`; one loaded by a `Generate` that named
         it may make room for another. Loading a loaded model is not an error.
 
-        Errors: `NOT_FOUND`; `RESOURCE_EXHAUSTED` if it does not fit beside the
-        models that must stay; `DATA_LOSS` if its files are damaged.
+        Errors: `NOT_FOUND`; `INVALID_ARGUMENT` for an unknown precision;
+        `FAILED_PRECONDITION` if this server cannot hold weights in it;
+        `RESOURCE_EXHAUSTED` if the model does not fit beside those that must stay;
+        `DATA_LOSS` if its files are damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,7 +128,7 @@ class ModelServiceServicer:
 
         Errors: `NOT_FOUND` if there is no such folder; `ALREADY_EXISTS` if the
         model's name is taken; `INVALID_ARGUMENT` if the files are not a GPT-2
-        network of a consistent shape.
+        network, or in Hugging Face's layout a nanochat one, of a consistent shape.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,8 +137,9 @@ class ModelServiceServicer:
     def ExportModel(self, request, context):
         """Streams a model's files in another format. The server keeps no copy.
 
-        Errors: `NOT_FOUND`; `RESOURCE_EXHAUSTED` if the server's disk is full;
-        `DATA_LOSS` if the model's files are damaged.
+        Errors: `NOT_FOUND`; `FAILED_PRECONDITION` for a `modern` network in another
+        format than `MODEL_FORMAT_HUGGING_FACE`; `RESOURCE_EXHAUSTED` if the server's
+        disk is full; `DATA_LOSS` if the model's files are damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
