@@ -395,6 +395,19 @@ def test_guesses_change_nothing(model: GPT, temperature: float, overflow: str) -
         assert end == plain.finished[key]
 
 
+@pytest.mark.parametrize("length", range(62, 68))
+def test_a_scored_prompt_is_not_guessed_beyond(length: int) -> None:
+    """Its last chunk may be one token, which has logits of its own alone: neighbours would lend
+    theirs."""
+    torch.manual_seed(1)
+    model = GPT(replace(CONFIG, block_size=128)).eval()
+    scored = request("scored", (REPETITIVE * 3)[:length], prompt_logprobs=0, max_new_tokens=8)
+    company = request("company", "Hello")
+    plain = run(model, scored, company)
+    found = run(model, replace(scored, max_draft_tokens=8), company)
+    assert found.tokens == plain.tokens
+
+
 def test_right_guesses_spare_steps(model: GPT) -> None:
     """A text that repeats itself: several tokens a step, in one event."""
     loop = SamplingParams(temperature=0, repetition_penalty=0.01)  # what was said is said again

@@ -90,9 +90,10 @@ class Sequence:
     def draft(self, most: int) -> list[int]:
         """Guesses of what follows, at most this many; none that could not be kept, were it right.
 
-        The window must have no other token to compute than the last.
+        The window must have no other token to compute than the last. While the prompt is scored
+        there are none: its chunks have logits of their own tokens only.
         """
-        if self._lookup is None:
+        if self._lookup is None or self.scores_prompt:
             return []
         room = self._block_size - len(self.tokens) + self.window_start
         left = self.request.stopping.max_new_tokens - self.num_sampled - 1
