@@ -12,6 +12,7 @@ checks every field and raises one `InvalidConfig` that names all that are wrong.
 import difflib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from importlib import resources
@@ -56,10 +57,10 @@ class Range:
     def allows(self, value: Any) -> bool:
         if self.choices is not None:
             return value in self.choices
-        if isinstance(value, (bool, str, tuple)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             return True
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.ge is None or value >= self.ge)
             and (self.gt is None or value > self.gt)
             and (self.le is None or value <= self.le)
@@ -72,8 +73,22 @@ def _shown(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
+LARGEST_INT32 = (1 << 31) - 1
+LARGEST_INT64 = (1 << 63) - 1
+"""What fields of the wire hold."""
+
+
 def option(default: Any, help: str, **bounds: Any) -> Any:
-    """A dataclass field with its explanation and range (`ge`, `gt`, `le`, `lt`, `choices`)."""
+    """A dataclass field with its explanation and range (`ge`, `gt`, `le`, `lt`, `choices`).
+
+    Whole numbers without an upper bound are at most LARGEST_INT32.
+    """
+    if (
+        isinstance(default, int)
+        and not isinstance(default, bool)
+        and bounds.keys().isdisjoint(("le", "lt"))
+    ):
+        bounds["le"] = LARGEST_INT32
     return field(default=default, metadata={"help": help, "range": Range(**bounds)})
 
 
@@ -85,9 +100,10 @@ def _type_problem(spec: "Field[Any]", value: Any) -> str | None:
     if value is None:
         return None if "None" in expected else f"must be {expected}, got nothing"
     expected = expected.removesuffix(" | None")
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
     fits = {
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "float": isinstance(value, (int, float)) and not isinstance(value, bool),
+        "int": is_whole,
+        "float": isinstance(value, float) or (is_whole and abs(value) <= sys.float_info.max),
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
     }
@@ -169,6 +185,8 @@ def shape_violations(arch: str, n_embd: int, n_head: int, bias: bool) -> list[Vi
 
 
 MAX_SAMPLE_PROMPTS = 16
+MAX_NAME_CHARACTERS = 256
+MAX_LOGIT_BIASES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +217,18 @@ class TrainConfig:
         choices=ARCHITECTURES,
     )
     learning_rate: float = option(1e-3, "Peak learning rate.", gt=0, le=1e3)
-    max_iters: int = option(5000, "Steps, unless something else ends the run before.", ge=1)
+    max_iters: int = option(
+        5000, "Steps, unless something else ends the run before.", ge=1, le=LARGEST_INT64
+    )
     weight_decay: float = option(0.1, "Decoupled decay of matrices and embeddings.", ge=0, le=1e3)
     beta1: float = option(0.9, "AdamW's decay of the gradient's mean.", ge=0, lt=1)
     beta2: float = option(0.99, "AdamW's decay of the gradient's square.", ge=0, lt=1)
     grad_clip: float = option(1.0, "Largest global norm of the gradient; 0 is off.", ge=0)
     decay_lr: bool = option(True, "Warm up and decay the learning rate; else it is constant.")
-    warmup_iters: int = option(100, "Steps of linear warm-up.", ge=0)
-    lr_decay_iters: int = option(5000, "Step at which the learning rate reaches min_lr.", ge=1)
+    warmup_iters: int = option(100, "Steps of linear warm-up.", ge=0, le=LARGEST_INT64)
+    lr_decay_iters: int = option(
+        5000, "Step at which the learning rate reaches min_lr.", ge=1, le=LARGEST_INT64
+    )
     min_lr: float = option(1e-4, "Learning rate after the decay.", ge=0)
     device: str = option("auto", "Where to train.", choices=("auto", "cpu", "cuda", "mps"))
     dtype: str = option(
@@ -243,7 +265,9 @@ class TrainConfig:
     )
     early_stop_min_delta: float = option(0.0, "Nats that count as an improvement.", ge=0)
     target_val_loss: float = option(0.0, "Validation loss that ends the run; 0 is off.", ge=0)
-    max_tokens: int = option(0, "Training tokens that end the run; 0 is off.", ge=0)
+    max_tokens: int = option(
+        0, "Training tokens that end the run; 0 is off.", ge=0, le=LARGEST_INT64
+    )
     max_epochs: float = option(0.0, "Passes over the data that end the run; 0 is off.", ge=0)
     max_seconds: float = option(0.0, "Seconds, of all attempts, that end it; 0 is off.", ge=0)
     eval_whole_split: bool = option(False, "Evaluate on the whole validation split.")
@@ -298,6 +322,11 @@ class TrainConfig:
             allowed = f"[0, learning_rate] = [0, {self.learning_rate:g}]"
             found.append(Violation("min_lr", f"must be in {allowed}, got {self.min_lr:g}"))
         found += self._prompt_violations()
+        found += [
+            Violation(name, f"must have at most {MAX_NAME_CHARACTERS} characters, got {len(text)}")
+            for name in ("wandb_project", "wandb_run_name")
+            if are_right(name) and len(text := getattr(self, name)) > MAX_NAME_CHARACTERS
+        ]
         if are_right("processes", "batch_size", "gradient_accumulation_steps"):
             found += self.share_violations(self.processes)
         if self.sharding == "fsdp":
@@ -392,10 +421,11 @@ class SamplingParams:
     def __post_init__(self) -> None:
         found = range_violations(self)
         bias_range = Range(ge=-100, le=100)
-        if len(self.logit_bias) > 1024:
+        if len(self.logit_bias) > MAX_LOGIT_BIASES:
             found.append(
                 Violation(
-                    "logit_bias", f"must have at most 1024 entries, got {len(self.logit_bias)}"
+                    "logit_bias",
+                    f"must have at most {MAX_LOGIT_BIASES} entries, got {len(self.logit_bias)}",
                 )
             )
         for token_id, value in self.logit_bias.items():

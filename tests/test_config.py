@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from nanogpt.config import (
     load_preset,
     preset_names,
 )
+from protos.nanogpt.v1 import training_pb2 as pb
 
 
 def wrong_fields(make, **values):
@@ -52,6 +54,35 @@ def test_numbers_must_be_finite(value):
 @pytest.mark.parametrize("value", ["12", 12.5, True, None])
 def test_a_count_must_be_an_integer(value):
     assert wrong_fields(TrainConfig, batch_size=value) == ["batch_size"]
+
+
+@pytest.mark.parametrize("name", ["max_iters", "n_layer", "learning_rate", "max_seconds", "seed"])
+def test_a_number_that_no_field_holds_is_out_of_range(name):
+    assert wrong_fields(TrainConfig, **{name: 10**400}) == [name]
+    assert wrong_fields(SamplingParams, temperature=10**400) == ["temperature"]
+
+
+def test_texts_are_short_and_lists_are_lists():
+    assert wrong_fields(TrainConfig, wandb_run_name="x" * 257) == ["wandb_run_name"]
+    assert wrong_fields(TrainConfig, sample_prompts={}) == ["sample_prompts"]
+
+
+def test_what_a_config_allows_the_wire_can_hold():
+    """Else a job that came in by the dashboard could not be told of by gRPC."""
+    largest = {"TYPE_INT32": 2**31 - 1, "TYPE_INT64": 2**63 - 1, "TYPE_UINT64": 2**64 - 1}
+    kinds = {
+        number: name for name, number in vars(FieldDescriptor).items() if name.startswith("TYPE_")
+    }
+    checked = 0
+    for spec in pb.TrainConfig.DESCRIPTOR.fields:
+        most = largest.get(kinds[spec.type])
+        if most is None:
+            continue
+        allowed = TrainConfig.__dataclass_fields__[spec.name].metadata["range"]
+        assert allowed.le is not None or allowed.lt is not None, spec.name
+        assert not allowed.allows(most + 1), spec.name
+        checked += 1
+    assert checked > 20
 
 
 def test_an_integer_is_a_fine_float():
