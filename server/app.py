@@ -33,9 +33,10 @@ from server.data_dir import claim
 from server.dataset_store import DatasetStore
 from server.device_memory import device_memory_bytes
 from server.errors import CannotStart, ServiceError
+from server.gate import Gate
 from server.grpc_server import bind, create_server, enable_reflection
 from server.health import Health
-from server.interceptors import Gate, interceptor_chain
+from server.interceptors import interceptor_chain
 from server.jobs.launcher import Launcher, Launchers, LocalLauncher
 from server.jobs.ray_launcher import RayJobs, RayLauncher
 from server.jobs.service import JobService
@@ -209,10 +210,10 @@ class App:
             *SessionApi(token, self._about).routes(),
             *JobsApi(self.jobs, self.datasets, health).routes(),
             *CheckpointsApi(self.jobs).routes(),
-            *ModelsApi(self.models).routes(),
-            *GenerationApi(self.models, health).routes(),
+            *ModelsApi(self.models, self._gate).routes(),
+            *GenerationApi(self.models, self._gate).routes(),
             *ServingApi(self.monitor).routes(),
-            *DatasetsApi(self.datasets, health, settings.max_upload_bytes).routes(),
+            *DatasetsApi(self.datasets, self._gate, health, settings.max_upload_bytes).routes(),
             *form_routes(),
             *asset_routes(),
         ]

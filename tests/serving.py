@@ -21,7 +21,8 @@ from nanogpt.training.run_directory import RunDirectory, RunSpec
 from protos.nanogpt.v1 import inference_pb2_grpc, models_pb2_grpc
 from server.benchmark.training import TrainingBenchmark
 from server.dataset_store import DatasetStore
-from server.interceptors import Gate, interceptor_chain
+from server.gate import Gate
+from server.interceptors import interceptor_chain
 from server.metrics import Metrics
 from server.models.store import ModelStore
 from server.services.inference import InferenceService

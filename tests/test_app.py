@@ -5,6 +5,7 @@ import functools
 import logging
 import shutil
 import sys
+import threading
 
 import grpc
 import httpx
@@ -164,6 +165,34 @@ async def test_health_flips_and_work_is_refused_while_a_call_is_drained(app, cha
     await upload.done_writing()
     assert (await upload).dataset.name == "slow"
     await stopping
+
+
+async def test_playground_and_scores_are_drained_too(app, channel, monkeypatch):
+    await generate(channel)  # loads the model
+    (loaded,) = app.models.in_memory
+    step, gate = loaded.engine._engine.step, threading.Event()
+
+    def wait_and_step():
+        assert gate.wait(20)
+        return step()
+
+    monkeypatch.setattr(loaded.engine._engine, "step", wait_and_step)
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    score = stub.Score(inference_pb2.ScoreRequest(model="tiny", text="AB"))
+    body = {"model": "tiny", "prompt": "A", "stopping": {"max_new_tokens": 3}}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.http_port}") as http:
+        write = asyncio.create_task(http.post("/api/generate", json=body))
+        while len(loaded.engine._streams) < 2:
+            await asyncio.sleep(0.001)
+        stopping = asyncio.create_task(app.stop())
+        while not app.health.is_draining:
+            await asyncio.sleep(0.001)
+        late = await http.post("/api/generate", json=body)
+        assert late.status_code == 503
+        gate.set()
+        assert len((await score).logprobs) == 1
+        assert '"kind": "finished"' in (await write).text
+        await stopping
 
 
 async def test_the_grace_ends(settings):

@@ -13,7 +13,8 @@ from nanogpt.datasets.shipped import SHIPPED
 from protos.nanogpt.v1 import datasets_pb2 as pb
 from protos.nanogpt.v1 import datasets_pb2_grpc as pb_grpc
 from server.dataset_store import DatasetStore
-from server.interceptors import Gate, interceptor_chain
+from server.gate import Gate
+from server.interceptors import interceptor_chain
 from server.metrics import Metrics
 from server.services.datasets import DatasetService
 

@@ -4,8 +4,9 @@ import grpc
 import pytest
 
 from server.errors import CannotStart
+from server.gate import Gate
 from server.grpc_server import bind, create_server
-from server.interceptors import Gate, interceptor_chain
+from server.interceptors import interceptor_chain
 from server.metrics import Metrics
 
 METHOD = "/test.Service/Echo"

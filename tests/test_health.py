@@ -7,8 +7,9 @@ import pytest
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc as pb_grpc
 
+from server.gate import Gate
 from server.health import Health
-from server.interceptors import Gate, interceptor_chain
+from server.interceptors import interceptor_chain
 from server.metrics import Metrics
 from server.services.health import HealthService
 

@@ -12,7 +12,8 @@ from nanogpt.config import Violation
 from protos.nanogpt.v1 import datasets_pb2 as pb
 from protos.nanogpt.v1 import datasets_pb2_grpc as pb_grpc
 from server.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted, Unavailable
-from server.interceptors import Gate, current_request_id, interceptor_chain
+from server.gate import Gate
+from server.interceptors import current_request_id, interceptor_chain
 from server.metrics import Metrics
 
 KINDS = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream", "Generator")

@@ -37,7 +37,8 @@ from nanogpt.training.events import Divergence, Evaluation, Event, Sample
 from nanogpt.training.run_directory import EventReader, ExitCode
 from protos.nanogpt.v1 import training_pb2 as pb
 from protos.nanogpt.v1 import training_pb2_grpc as pb_grpc
-from server.interceptors import Gate, interceptor_chain
+from server.gate import Gate
+from server.interceptors import interceptor_chain
 from server.jobs import service as service_module
 from server.jobs import tail as tail_module
 from server.jobs.job import JobState

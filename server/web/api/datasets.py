@@ -24,7 +24,8 @@ from nanogpt.config import Violation, unknown_key
 from nanogpt.datasets.shipped import SHIPPED
 from server.dataset_request import DatasetRequest, new_dataset
 from server.dataset_store import DatasetInfo, DatasetStore, NewDataset
-from server.errors import ServiceError, Unavailable
+from server.errors import ServiceError
+from server.gate import Gate
 from server.health import Health
 from server.web.event_stream import EventStream, snapshots
 from server.web.guard import UPLOAD_HEADER
@@ -36,8 +37,11 @@ MAX_IGNORED_BYTES = 8 << 20
 class DatasetsApi:
     """What visitors can do with datasets."""
 
-    def __init__(self, datasets: DatasetStore, health: Health, max_upload_bytes: int) -> None:
+    def __init__(
+        self, datasets: DatasetStore, gate: Gate, health: Health, max_upload_bytes: int
+    ) -> None:
         self._datasets = datasets
+        self._gate = gate
         self._health = health
         self._max_upload_bytes = max_upload_bytes
 
@@ -56,14 +60,13 @@ class DatasetsApi:
         return EventStream(snapshots(self._all, self._health))
 
     async def create(self, request: Request) -> Response:
-        if self._health.is_draining:
-            raise Unavailable("the server is stopping; ask again later")
         body = request.stream()
         try:
             new = _new_dataset(request.path_params["name"], request.query_params)
             # a call that is no upload has a JSON object for its body, which is no text
             text = body if UPLOAD_HEADER in request.headers else _nothing()
-            info = await self._datasets.create(new, text)
+            with self._gate.passing():
+                info = await self._datasets.create(new, text)
         except ServiceError:
             await _ignore(body)
             raise

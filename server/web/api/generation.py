@@ -18,8 +18,7 @@ from nanogpt.inference.events import Delta, Event, Finished, Queued, Started
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request as Generation
 from nanogpt.tokenizer import StreamDecoder, Tokenizer
-from server.errors import Unavailable
-from server.health import Health
+from server.gate import Gate
 from server.models.loaded import LoadedModel
 from server.models.store import ModelStore
 from server.serving.generation_request import new_request
@@ -31,21 +30,24 @@ from server.web.event_stream import HEARTBEAT, HEARTBEAT_SECONDS, EventStream, m
 class GenerationApi:
     """Streams what models write."""
 
-    def __init__(self, models: ModelStore, health: Health) -> None:
+    def __init__(self, models: ModelStore, gate: Gate) -> None:
         self._models = models
-        self._health = health
+        self._gate = gate
 
     def routes(self) -> list[Route]:
         return [Route("/api/generate", self.generate, methods=["POST"])]
 
     async def generate(self, request: Request) -> Response:
         body = await Body.read(request)
-        if self._health.is_draining:
-            raise Unavailable("the server is stopping; ask again later")
         return EventStream(self._events(body))
 
     async def _events(self, body: Body) -> AsyncGenerator[str, None]:
         received_at = time.monotonic()
+        with self._gate.passing():
+            async for event in self._generate(body, received_at):
+                yield event
+
+    async def _generate(self, body: Body, received_at: float) -> AsyncGenerator[str, None]:
         async with self._models.acquire(body.text("model")) as model:
             wanted = await model.engine.prepare(
                 partial(_request, body, model.model_config, model.tokenizer),
@@ -170,7 +172,7 @@ def _sampling(body: Body) -> dict[str, Any]:
     bias = values.get("logit_bias", {})
     try:
         values["logit_bias"] = {int(id): float(value) for id, value in bias.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, OverflowError, TypeError, ValueError):
         del values["logit_bias"]
         problem = "must be an object with numbers by the ids of their tokens"
         body.violations.append(Violation("sampling.logit_bias", problem))

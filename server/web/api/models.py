@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from nanogpt.config import Violation
 from server.errors import InvalidArgument
+from server.gate import Gate
 from server.models.exports import EXPORTERS
 from server.models.runners import PRECISIONS
 from server.models.store import ModelInfo, ModelStore
@@ -36,8 +37,9 @@ BLOCK_BYTES = tarfile.BLOCKSIZE
 class ModelsApi:
     """What visitors can do with models."""
 
-    def __init__(self, models: ModelStore) -> None:
+    def __init__(self, models: ModelStore, gate: Gate) -> None:
         self._models = models
+        self._gate = gate
 
     def routes(self) -> list[Route]:
         model = "/api/models/{reference}"
@@ -79,6 +81,7 @@ class ModelsApi:
             allowed = " or ".join(EXPORTERS)
             raise InvalidArgument([Violation("format", f"must be {allowed}, got {format!r}")])
         async with AsyncExitStack() as stack:  # before the answer begins, so that errors are told
+            stack.enter_context(self._gate.passing())
             paths = await stack.enter_async_context(self._models.export(reference, format))
             kept = stack.pop_all()
         name = f"{reference.replace(':', '-').replace('@', '-')}-{format}.tar"
