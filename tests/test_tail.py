@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fake_trainer import checkpoint, evaluation, record, started, step
 
-from nanogpt.training.events import Event
+from nanogpt.training.events import Event, EventReader
 from nanogpt.training.run_directory import RunDirectory
 from server.errors import DataLoss, Unavailable
 from server.jobs import tail as tail_module
@@ -152,6 +152,29 @@ async def test_one_reader_that_goes_does_not_silence_the_others(run: RunDirector
     tail.publish(SUCCEEDED)
     expected = [JobState.RUNNING, 1, 2, JobState.SUCCEEDED]
     assert [await readers[0], await readers[2]] == [expected, expected]
+
+
+async def test_one_that_rested_goes_on_where_it_was(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at a job that nobody watches reads what is new, not the record from its start."""
+    tail = Tail(run.metrics_path, RUNNING)
+    record(run, started(), step(1))
+    await tail.catch_up()
+    tail.rest()
+    record(run, step(2))
+    read, pieces = tail_module._read_piece, []
+
+    async def count(reader: EventReader) -> list[Event]:
+        pieces.append(await read(reader))
+        return pieces[-1]
+
+    monkeypatch.setattr(tail_module, "_read_piece", count)
+    await tail.catch_up()
+    assert [[event.sequence for event in piece] for piece in pieces] == [[3], []]
+    assert tail.progress.step == 2
+    tail.publish(SUCCEEDED)
+    assert await everything(tail.subscribe(1)) == [JobState.SUCCEEDED, 1, 2, 3]
 
 
 async def test_progress_sums_up_the_record(run: RunDirectory) -> None:

@@ -24,7 +24,8 @@ from server.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 REMEMBERED_RUNS = 1000
-"""Ended jobs whose progress is kept in memory; that of others is read from their records."""
+"""Jobs whose progress is kept in memory, ended ones and others that nobody watches; that of the
+rest is read from their records."""
 
 
 class Ledger:
@@ -37,6 +38,8 @@ class Ledger:
         self._lock = asyncio.Lock()
         self._tails: dict[str, Tail] = {}
         self._watchers: dict[str, int] = {}
+        self._resting: OrderedDict[str, Tail] = OrderedDict()
+        """Of jobs that nobody watches just now: their records are not read again from the start."""
         self._ended: OrderedDict[str, Progress] = OrderedDict()
         self._closed = False
 
@@ -77,18 +80,22 @@ class Ledger:
             tail = self._tails.get(job_id)
             if tail is None:
                 job = await self.job(job_id)
-                tail = Tail(self.directory(job_id).metrics_path, job.standing)
-                await tail.refresh()
+                tail = self._resting.pop(job_id, None)
+                tail = tail or Tail(self.directory(job_id).metrics_path, job.standing)
+                tail.standing = job.standing
                 if self._closed:
                     tail.close()
                 self._tails[job_id] = tail
             self._watchers[job_id] = self._watchers.get(job_id, 0) + 1
         try:
+            await tail.catch_up()  # it may take long, and the others need the lock
             yield tail
         finally:
             self._watchers[job_id] -= 1
             if not self._watchers[job_id]:
                 del self._watchers[job_id], self._tails[job_id]
+                if tail.is_caught_up:
+                    self._rest(job_id, tail)
 
     async def progress(self, job: Job) -> Progress:
         """How far the job is; nothing is known if its record is damaged."""
@@ -104,6 +111,7 @@ class Ledger:
             logger.warning("%s", damage.message)
             progress = Progress()
         if job.state.is_final:
+            self._resting.pop(job.id, None)
             self._ended[job.id] = progress
             if len(self._ended) > REMEMBERED_RUNS:
                 self._ended.popitem(last=False)
@@ -121,6 +129,12 @@ class Ledger:
         self._closed = True
         for tail in self._tails.values():
             tail.close()
+
+    def _rest(self, job_id: str, tail: Tail) -> None:
+        tail.rest()
+        self._resting[job_id] = tail
+        if len(self._resting) > REMEMBERED_RUNS:
+            self._resting.popitem(last=False)
 
     async def _observe_end(self, job_id: str) -> None:
         job = await self.job(job_id)

@@ -60,6 +60,22 @@ class Tail:
         self._changes: list[_Change] = []
         self._closed = False
         self._news = asyncio.Event()
+        self._catching_up = asyncio.Lock()
+        self.is_caught_up = False
+        """Whether what was recorded before anybody watched has been read."""
+
+    async def catch_up(self) -> None:
+        """Takes in what was recorded while nobody watched. Raises DataLoss."""
+        async with self._catching_up:
+            if not self.is_caught_up:
+                await self.refresh()
+                self.is_caught_up = True
+
+    def rest(self) -> None:
+        """Nobody watches any more: it keeps its place in the record, and no events."""
+        self.is_caught_up = False
+        self._recent.clear()
+        self._changes.clear()
 
     async def refresh(self, observe: Callable[[Event], None] | None = None) -> None:
         """Takes in what was recorded since the last call, and shows each event to `observe`.
@@ -146,7 +162,7 @@ class Subscription:
     async def _events(self, last: int) -> list[Event]:
         """Some of the events up to sequence number `last`, from the reader's place on."""
         recent = self._tail._recent
-        if recent[0].sequence <= self._next_sequence:
+        if recent and recent[0].sequence <= self._next_sequence:
             first = recent[0].sequence
             found = list(islice(recent, self._next_sequence - first, last - first + 1))
         else:
