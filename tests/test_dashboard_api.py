@@ -391,6 +391,30 @@ async def test_nobody_sees_the_text_of_an_unknown_exception(running, client, mon
     assert response.json()["error_id"] in caplog.text
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        '{"model": "tiny", "prompt": "\\ud800"}',
+        '{"model": "tiny", "sampling": {"temperature": %s}}' % ("9" * 400),
+        '{"model": "tiny", "sampling": {"logit_bias": {"1": %s}}}' % ("9" * 400),
+        '{"model": "tiny", "stopping": {"max_new_tokens": %s}}' % ("9" * 400),
+    ],
+)
+async def test_odd_bodies_are_refused(client, content):
+    response = await client.post(
+        "/api/generate", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert (response.status_code, response.json()["reason"]) == (400, "INVALID_ARGUMENT")
+
+
+@pytest.mark.parametrize("query", ["jobs?size=", "jobs/x/events?start=", "jobs/x/log?offset="])
+async def test_odd_numbers_are_refused(client, query):
+    for number in ("9" * 5000, "x", str(2**63)):
+        response = await client.get(f"/api/{query}{number}")
+        assert response.status_code == 400, response.text
+
+
 async def test_it_says_what_this_server_is(running, client):
     about = (await client.get("/api/about")).json()
     assert about["grpc_address"] == f"127.0.0.1:{running.grpc_port}" and about["device"] == "cpu"

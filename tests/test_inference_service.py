@@ -25,6 +25,7 @@ from serving import (
 from nanogpt.checkpoint import publish_model
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
 from protos.nanogpt.v1 import inference_pb2 as pb
+from server.services import generation
 from server.services import inference as module
 from server.serving import engine_thread
 
@@ -334,6 +335,28 @@ async def test_cutting_a_waiting_call_leaves_the_running_one_alone(folder):
         responses += [response async for response in running]
         assert len(Answer(responses).tokens()) == 300
         await until(lambda: is_idle(server))
+
+
+async def test_logprobs_of_a_prompt_fit_into_one_message(folder, monkeypatch):
+    monkeypatch.setattr(generation, "MAX_ENTRIES", 12)  # prompts below have 4 tokens
+    async with served(folder) as server:
+        few = generate_request(1, response=pb.ResponseOptions(prompt_logprobs=2))
+        assert len((await generate(server, few)).started.prompt_logprobs) == 3
+        many = generate_request(1, response=pb.ResponseOptions(prompt_logprobs=3))
+        error = await refused(server.inference.Generate(many))
+    problem = "makes 16 numbers for this prompt; at most 12 are returned"
+    assert violations(error) == {"response.prompt_logprobs": problem}
+
+
+async def test_many_biases_are_refused_before_they_are_read(folder, monkeypatch):
+    monkeypatch.setattr(generation, "decimal", None)
+    request = generate_request()
+    for token in range(1025):
+        request.sampling.logit_bias[token] = 0
+    request.sampling.ClearField("seed")
+    async with served(folder) as server:
+        error = await refused(server.inference.Generate(request))
+    assert violations(error) == {"sampling.logit_bias": "must have at most 1024 entries, got 1025"}
 
 
 async def test_a_full_queue_says_when_to_come_back(folder):

@@ -27,12 +27,11 @@ class LogReader:
         Bytes that are not UTF-8 become U+FFFD. A character whose last bytes are not there yet is
         left for later, unless the log `is_complete`.
         """
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(PIECE_BYTES)
-        except FileNotFoundError:  # nothing was printed yet
+        if self.offset >= log_size(self._path):  # a caller's offset may be beyond what files have
             return ""
+        with self._path.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read(PIECE_BYTES)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         text = decoder.decode(data, final=is_complete and len(data) < PIECE_BYTES)
         pending, _ = decoder.getstate()

@@ -5,7 +5,13 @@ What they ask for is completed and checked in generation_request.py.
 
 from typing import Any
 
-from nanogpt.config import ModelConfig, SamplingParams, StoppingParams, Violation
+from nanogpt.config import (
+    MAX_LOGIT_BIASES,
+    ModelConfig,
+    SamplingParams,
+    StoppingParams,
+    Violation,
+)
 from nanogpt.inference.events import Delta, Finished, FinishReason, Queued
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request, number_violations
@@ -19,6 +25,10 @@ from server.serving.request_stream import RequestStream, Timings
 
 MAX_ECHO_BYTES = 4_000_000
 """A little less than the largest message that the server sends."""
+
+MAX_ENTRIES = 250_000
+"""Log-probabilities in one message, alternatives included: each takes up to 16 bytes of the largest
+one that the server sends."""
 
 CONTEXT_OVERFLOW = {
     pb.CONTEXT_OVERFLOW_UNSPECIFIED: "roll",
@@ -43,7 +53,6 @@ def request_from_pb(
 
     Raises InvalidArgument naming every field that is wrong.
     """
-    context_overflow = _context_overflow_violations(message.stopping)
     response = message.response
     by_id = message.WhichOneof("input") == "prompt_token_ids"
     request = new_request(
@@ -52,7 +61,7 @@ def request_from_pb(
         _stopping_from_pb(message.stopping),
         config,
         tokenizer,
-        found=context_overflow,
+        found=_violations_of(message),
         num_samples=_numbers(message)["num_samples"],
         logprobs=response.logprobs,
         top_logprobs=response.top_logprobs,
@@ -61,6 +70,7 @@ def request_from_pb(
         use_prefix_cache=not message.HasField("use_prefix_cache") or message.use_prefix_cache,
         max_draft_tokens=message.max_draft_tokens,
     )
+    _check_entries(request)
     return request, _echo(request, tokenizer) if response.echo else None
 
 
@@ -74,8 +84,7 @@ def violations_of_any_model(message: pb.GenerateRequest) -> list[Violation]:
     """What is wrong with a request whatever the model."""
     _, sampling = sampling_from(_sampling_from_pb(message.sampling))
     _, stopping = stopping_from(_stopping_from_pb(message.stopping))
-    context_overflow = _context_overflow_violations(message.stopping)
-    return sampling + context_overflow + stopping + number_violations(_numbers(message))
+    return sampling + _violations_of(message) + stopping + number_violations(_numbers(message))
 
 
 def queued_to_pb(queued: Queued) -> pb.GenerateResponse:
@@ -146,6 +155,14 @@ def _numbers(message: pb.GenerateRequest) -> dict[str, int]:
     }
 
 
+def _check_entries(request: Request) -> None:
+    """Raises InvalidArgument if the prompt's log-probabilities do not fit into one message."""
+    wanted, num_tokens = request.prompt_logprobs, len(request.prompt_ids)
+    if wanted is not None and (entries := num_tokens * (1 + wanted)) > MAX_ENTRIES:
+        problem = f"makes {entries} numbers for this prompt; at most {MAX_ENTRIES} are returned"
+        raise InvalidArgument([Violation("response.prompt_logprobs", problem)])
+
+
 def _echo(request: Request, tokenizer: Tokenizer) -> str:
     """The prompt's text. Raises InvalidArgument if text and tokens do not fit into one answer."""
     text = tokenizer.decode(request.prompt_ids)
@@ -163,8 +180,20 @@ def _sampling_from_pb(message: pb.SamplingParams) -> dict[str, Any]:
         for field, value in message.ListFields()
         if field.name != "logit_bias"
     }
-    values["logit_bias"] = {id: decimal(bias) for id, bias in message.logit_bias.items()}
+    if len(message.logit_bias) <= MAX_LOGIT_BIASES:  # else refused before they cost anything
+        values["logit_bias"] = {id: decimal(bias) for id, bias in message.logit_bias.items()}
     return values
+
+
+def _violations_of(message: pb.GenerateRequest) -> list[Violation]:
+    """What only the message shows."""
+    found = []
+    if (number := len(message.sampling.logit_bias)) > MAX_LOGIT_BIASES:
+        problem = f"must have at most {MAX_LOGIT_BIASES} entries, got {number}"
+        found.append(Violation("sampling.logit_bias", problem))
+    if (value := message.stopping.context_overflow) not in CONTEXT_OVERFLOW:
+        found.append(Violation("stopping.context_overflow", f"has no value {value}"))
+    return found
 
 
 def _stopping_from_pb(message: pb.StoppingParams) -> dict[str, Any]:
@@ -178,13 +207,6 @@ def _stopping_from_pb(message: pb.StoppingParams) -> dict[str, Any]:
     values["stop_token_ids"] = tuple(message.stop_token_ids)
     values["context_overflow"] = CONTEXT_OVERFLOW.get(message.context_overflow, "roll")
     return values
-
-
-def _context_overflow_violations(message: pb.StoppingParams) -> list[Violation]:
-    if message.context_overflow in CONTEXT_OVERFLOW:
-        return []
-    problem = f"has no value {message.context_overflow}"
-    return [Violation("stopping.context_overflow", problem)]
 
 
 def _sampling_to_pb(sampling: SamplingParams) -> pb.SamplingParams:

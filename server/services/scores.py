@@ -9,14 +9,10 @@ from nanogpt.inference.request import Request, number_violations
 from nanogpt.tokenizer import Tokenizer, UnknownCharacters
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.errors import InvalidArgument
-from server.services.generation import logprob_to_pb
+from server.services.generation import MAX_ENTRIES, logprob_to_pb
 
 MAX_TOKENS = 65536
 """Tokens that one call scores."""
-
-MAX_ENTRIES = 250_000
-"""Log-probabilities in one answer, alternatives included: each takes up to 16 bytes of the largest
-message that the server sends."""
 
 
 def score_tokens_at_most(message: pb.ScoreRequest) -> int:

@@ -32,7 +32,8 @@ class Body:
                 )
         try:
             values = json.loads(data) if data else {}
-        except ValueError:
+            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise InvalidArgument([Violation("", "the body must be a JSON object")])

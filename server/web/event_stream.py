@@ -18,10 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nanogpt.config import Violation
-from server.errors import InvalidArgument, ResourceExhausted, ServiceError
+from server.errors import ResourceExhausted, ServiceError
 from server.health import Health
 from server.web.boundary import to_json, unknown
+from server.web.query import whole_number
 
 HEARTBEAT_SECONDS = 15.0
 """Longest silence: proxies cut quiet streams, commonly after 60 s."""
@@ -35,6 +35,9 @@ SNAPSHOT_SECONDS = 1.0
 
 MAX_STREAMS = 200
 """Streams that are open at a time, over all visitors."""
+
+MAX_DIGITS = 19
+"""Of a number that the browser saw: one of 64 bits has as many."""
 
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -60,12 +63,9 @@ def first_sequence(request: Request) -> int:
     """Where a stream of numbered events begins: after the last one that the browser saw, or at
     `?start=`. Raises InvalidArgument."""
     last = request.headers.get("last-event-id", "")
-    if last.isdecimal():
+    if last.isdecimal() and len(last) < MAX_DIGITS:
         return int(last) + 1
-    start = request.query_params.get("start", "1")
-    if not start.isdecimal():
-        raise InvalidArgument([Violation("start", f"must be a whole number, got {start!r}")])
-    return max(1, int(start))
+    return max(1, whole_number(request, "start", 1))
 
 
 async def snapshots(read: Callable[[], Awaitable[Any]], health: Health) -> Events:

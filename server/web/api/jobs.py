@@ -20,11 +20,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nanogpt.config import Violation
+from nanogpt.config import LARGEST_INT64
 from nanogpt.flops import parameter_count
 from nanogpt.training.events import Event, to_json_line
 from server.dataset_store import DatasetStore
-from server.errors import InvalidArgument, ServiceError
+from server.errors import ServiceError
 from server.health import Health
 from server.jobs.job import JobState, Standing
 from server.jobs.service import JobService, Report
@@ -41,6 +41,7 @@ from server.web.event_stream import (
     snapshots,
 )
 from server.web.history import Histories
+from server.web.query import whole_number
 
 PAGE_SIZE = 200
 MAX_PAGE_SIZE = 1000
@@ -72,11 +73,8 @@ class JobsApi:
         ]
 
     async def page(self, request: Request) -> Response:
-        size = request.query_params.get("size", str(PAGE_SIZE))
-        if not size.isdecimal() or not 1 <= int(size) <= MAX_PAGE_SIZE:
-            problem = f"must be in [1, {MAX_PAGE_SIZE}], got {size!r}"
-            raise InvalidArgument([Violation("size", problem)])
-        reports, next_before = await self._jobs.page(int(size), request.query_params.get("before"))
+        size = whole_number(request, "size", PAGE_SIZE, low=1, high=MAX_PAGE_SIZE)
+        reports, next_before = await self._jobs.page(size, request.query_params.get("before"))
         return JSONResponse({"jobs": list(map(summary, reports)), "next_before": next_before})
 
     async def live(self, request: Request) -> Response:
@@ -129,10 +127,8 @@ class JobsApi:
         return EventStream(self._events(job_id, first_sequence(request)))
 
     async def log(self, request: Request) -> Response:
-        job_id, offset = request.path_params["id"], request.query_params.get("offset", "0")
-        if not offset.removeprefix("-").isdecimal():
-            raise InvalidArgument([Violation("offset", f"must be a whole number, got {offset!r}")])
-        return EventStream(self._log(job_id, int(offset)))
+        offset = whole_number(request, "offset", 0, low=-LARGEST_INT64)
+        return EventStream(self._log(request.path_params["id"], offset))
 
     async def _log(self, job_id: str, offset: int) -> AsyncGenerator[str, None]:
         """Pieces of the log, each with the offset of what follows it; `end`."""
