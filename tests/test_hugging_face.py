@@ -469,6 +469,8 @@ def test_a_nanochat_of_transformers_is_read(tmp_path: Path) -> None:
         ({"intermediate_size": 96}, "has intermediate_size 96; must be 128"),
         ({"final_logit_softcapping": None}, "has final_logit_softcapping None; must be 15.0"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "has rope_parameters"),
+        ({"rope_theta": 500_000.0}, "has rope_theta 500000.0; must be 10000.0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "has rope_scaling"),
         ({"num_attention_heads": 32, "num_key_value_heads": 32}, "n_head: must leave an even"),
     ],
 )

@@ -38,6 +38,12 @@ ACCEPTED_SETTINGS: dict[str, tuple[Any, ...]] = {
 }
 """Settings of NanoChatConfig that change the arithmetic, the first value being its default."""
 
+OLDER_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "rope_theta": (ROTARY_BASE, None),
+    "rope_scaling": (None,),
+}
+"""Names under which transformers reads what is in `rope_parameters`, too."""
+
 OF_A_LAYER = {
     "attn.c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attn.c_proj": ("self_attn.o_proj",),
@@ -49,7 +55,7 @@ OF_A_LAYER = {
 
 def config_of(settings: dict[str, Any]) -> ModelConfig:
     """Our configuration of a config.json. Raises ValueError if it is not a network like ours."""
-    check_settings(settings, ACCEPTED_SETTINGS)
+    check_settings(settings, {**ACCEPTED_SETTINGS, **OLDER_SETTINGS})
     config = read_sizes(settings, SIZES, bias=False, arch="modern")
     for name, needed in (
         ("intermediate_size", 4 * config.n_embd),

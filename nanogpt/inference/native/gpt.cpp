@@ -259,7 +259,9 @@ template <class Stored> class Gpt : public Network {
             x_ = Activations(Precision::FLOAT32, rows, width_);
             normed_ = Activations(precision_, rows, width_);
             queries_ = Activations(Precision::FLOAT32, rows, width_);
-            if (shape_.is_modern) unturned_ = Activations(Precision::FLOAT32, rows, 3 * width_);
+            // with room behind the last head, of which whole vectors are read
+            if (shape_.is_modern)
+                unturned_ = Activations(Precision::FLOAT32, rows, 3 * width_ + LANES);
             attended_ = Activations(precision_, rows, width_);
             hidden_ = Activations(precision_, rows, 4 * width_);
             num_rows_ = rows;
