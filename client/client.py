@@ -65,6 +65,7 @@ class Client:
     ) -> None:
         self._channel = grpc.insecure_channel(server, options=channel_options())
         self._timeout_seconds = timeout_seconds
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +75,7 @@ class Client:
 
     def close(self) -> None:
         """Cancels running calls and closes the connection."""
+        self._closed = True  # first: who follows something is not to ask again
         self._channel.close()
 
     def generate(
@@ -230,6 +232,8 @@ class Client:
                         yield response
                 return
             except NanoGPTError as error:
+                if self._closed:
+                    raise
                 pause_seconds = cursor.pause_seconds(error)
             time.sleep(pause_seconds)
 

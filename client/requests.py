@@ -69,7 +69,7 @@ def generate_request(
     if unknown:
         raise TypeError(f"generate has no option {', '.join(sorted(unknown))}")
     values: dict[str, Any] = dict(options)
-    if "context_overflow" in values:
+    if values.get("context_overflow") is not None:
         values["context_overflow"] = f"CONTEXT_OVERFLOW_{values['context_overflow'].upper()}"
     request = GenerateRequest(
         model=options.get("model", ""),

@@ -1,16 +1,21 @@
 """Run directories whose server died before they became jobs, or whose disk was full."""
 
+import asyncio
 import errno
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_trainer import FakeLauncher, open_jobs, record, started, succeed
 
 from nanogpt import durable
 from nanogpt.training.run_directory import RunDirectory
-from server.errors import ResourceExhausted
+from server.errors import NotFound, ResourceExhausted
+from server.jobs import admission
+from server.jobs.job import Job
 from server.jobs.service import JobService
-from server.jobs.submission import Submission
+from server.jobs.submission import Plan, Submission, plan
 
 SUBMISSION = Submission(dataset="tiny")
 
@@ -70,6 +75,42 @@ async def test_a_run_that_was_ever_started_is_kept_also_without_its_job(
         run.checkpoints_path.mkdir()
     await (await opened(tmp_path)).close()
     assert runs(tmp_path) == {run.path.name}
+
+
+async def test_a_dataset_is_in_use_while_its_job_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = await opened(tmp_path)
+    insert, seen = jobs._store.insert, []
+
+    async def look_and_insert(job: Job) -> None:
+        seen.append(await jobs.datasets_in_use())
+        await insert(job)
+
+    monkeypatch.setattr(jobs._store, "insert", look_and_insert)
+    job_id = (await jobs.submit(SUBMISSION)).job.id
+    assert seen == [{"tiny"}]
+    await jobs.cancel(job_id)
+    while await jobs.datasets_in_use():
+        await asyncio.sleep(0.001)
+    await jobs.close()
+
+
+async def test_a_dataset_that_goes_while_it_is_looked_at_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = await opened(tmp_path)
+
+    def plan_and_lose(*arguments: Any) -> Plan:
+        planned = plan(*arguments)
+        shutil.rmtree(tmp_path / "datasets" / "tiny")
+        return planned
+
+    monkeypatch.setattr(admission, "plan", plan_and_lose)
+    with pytest.raises(NotFound):
+        await jobs.submit(SUBMISSION)
+    assert runs(tmp_path) == set()
+    await jobs.close()
 
 
 async def test_a_folder_that_no_server_made_is_kept(

@@ -217,6 +217,11 @@ def test_options_reach_their_part_of_the_request():
     assert (request.model, request.num_samples) == ("bard", 3)
 
 
+def test_none_is_the_same_as_leaving_an_option_out():
+    options = dict.fromkeys(GenerateOptions.__annotations__)
+    assert generate_request("", 1, options | {"model": ""}) == generate_request("", 1, {})
+
+
 def test_an_option_that_does_not_exist_is_refused():
     with pytest.raises(TypeError, match="topk"):
         generate_request("", 1, {"topk": 3})
@@ -431,6 +436,17 @@ def test_a_slow_reader_is_no_silence(server, monkeypatch):
         events += stream
     assert len(server.asked(training_pb2.StreamMetricsRequest)) == 1
     assert seen(events) == WHOLE
+
+
+def test_one_that_is_closed_does_not_ask_again(server, caplog):
+    server.breaks.append(Break(2, None))  # the stream stays open
+    client = Client(server.address)
+    stream = client.watch("j1")
+    next(stream)
+    threading.Timer(0.1, client.close).start()
+    with pytest.raises(Cancelled):
+        list(stream)
+    assert not caplog.records
 
 
 def test_watch_raises_what_is_no_lost_connection(server, use):

@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
+import anyio
 import grpc
 import pytest
 import torch
@@ -12,6 +13,7 @@ from serving import (
     CONFIG,
     TOKENIZER,
     damage,
+    model_store,
     refused,
     served,
     tiny_model,
@@ -184,6 +186,16 @@ async def test_a_caller_that_leaves_while_files_are_written(folder, monkeypatch)
             go_on.set()
             await until(lambda: not left(folder))
         assert "ckpt.pt" in await export(server, folder / "out")  # the next one is not held up
+
+
+async def test_one_that_is_cancelled_again_and_again_leaves_nothing(folder):
+    """As Starlette ends the answer to a visitor who has left: every await is cancelled."""
+    async with model_store(folder) as store:
+        with anyio.CancelScope() as leaving:
+            async with store.export("tiny", "nanogpt"):
+                leaving.cancel()
+                await asyncio.Event().wait()
+        await until(lambda: not list((folder / "exports").iterdir()))
 
 
 async def test_a_start_deletes_what_a_killed_server_left(folder):

@@ -27,6 +27,7 @@ from nanogpt.checkpoint import (
     step_folder,
 )
 from nanogpt.config import InvalidConfig, ModelConfig, TrainConfig
+from nanogpt.datasets import byte_length
 from nanogpt.datasets.byte_length import mean_token_bytes
 from nanogpt.datasets.dataset import BadDataset, Dataset
 from nanogpt.model import GPT
@@ -344,6 +345,11 @@ def test_a_target_ends_a_run(tmp_path, monkeypatch):
     assert newest(directory).name == "step_000002"
 
 
+def test_without_a_target_a_loss_of_nothing_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Evaluator, "__call__", lambda *_: (0.0, 0.0))
+    assert run(make_run(tmp_path, max_iters=4)) == ExitCode.DONE
+
+
 @pytest.mark.parametrize(
     ("limit", "last"),
     [
@@ -416,7 +422,9 @@ def test_perplexity_and_bits_of_a_byte(tmp_path):
     assert evaluation.val_bits_per_byte == pytest.approx(bits)
 
 
-def test_bytes_of_gpt2_tokens():
+@pytest.mark.parametrize("piece_tokens", [3, 1 << 16])
+def test_bytes_of_gpt2_tokens(monkeypatch, piece_tokens):
+    monkeypatch.setattr(byte_length, "PIECE_TOKENS", piece_tokens)
     tokenizer = GPT2Tokenizer()
     ids = [*tokenizer.encode("Hello wörld"), tokenizer.end_of_text_id]
     expected = len("Hello wörld".encode()) / len(ids)

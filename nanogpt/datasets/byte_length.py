@@ -3,7 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from nanogpt.datasets.dataset import MAX_VOCAB_SIZE
 from nanogpt.tokenizer import Tokenizer
+
+PIECE_TOKENS = 1 << 16
 
 
 def mean_token_bytes(tokenizer: Tokenizer, tokens: NDArray[np.uint16]) -> float | None:
@@ -11,8 +14,10 @@ def mean_token_bytes(tokenizer: Tokenizer, tokens: NDArray[np.uint16]) -> float 
 
     End-of-text is a mark between texts, of none of them.
     """
-    counts = np.bincount(tokens)
-    if len(counts) > tokenizer.vocab_size:
+    counts = np.zeros(MAX_VOCAB_SIZE, np.int64)
+    for first in range(0, len(tokens), PIECE_TOKENS):  # at once, it would copy them in 64 bits
+        counts += np.bincount(tokens[first : first + PIECE_TOKENS], minlength=MAX_VOCAB_SIZE)
+    if counts[tokenizer.vocab_size :].any():
         return None
     total = sum(
         int(counts[token]) * len(tokenizer.token_bytes(int(token)))

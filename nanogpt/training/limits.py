@@ -49,7 +49,7 @@ class Limits:
         patience, target = config.early_stop_patience, config.target_val_loss
         if 0 < patience <= progress.stale_evaluations:
             return ExitCode.EARLY_STOPPED
-        if progress.val_loss is not None and progress.val_loss <= target:
+        if target > 0 and progress.val_loss is not None and progress.val_loss <= target:
             return ExitCode.EARLY_STOPPED
         if progress.step >= self.last_step or time_is_up:
             return ExitCode.LIMIT_REACHED

@@ -48,6 +48,8 @@ class Admission:
         self._models = models
         self._max_queued_jobs = max_queued_jobs
         self._one_at_a_time = asyncio.Lock()
+        self.dataset_in_use: str | None = None
+        """Of the submission that is being accepted: it must not go before the job is there."""
 
     async def submit(self, submission: Submission) -> Job:
         """The job as it was queued, or the one that an earlier call with this request id queued.
@@ -69,8 +71,13 @@ class Admission:
                         "a new job needs a new one",
                     )
             planned = await self.check(submission)
-            with full_disk_is_exhausted():
-                return await self._accept(submission, planned, canonical)
+            self.dataset_in_use = planned.dataset
+            try:
+                self._datasets.get(planned.dataset)  # may have gone since it was looked at
+                with full_disk_is_exhausted():
+                    return await self._accept(submission, planned, canonical)
+            finally:
+                self.dataset_in_use = None
 
     async def check(self, submission: Submission) -> Plan:
         """What the submission asks for, completed. Raises InvalidArgument, NotFound, DataLoss."""

@@ -251,8 +251,10 @@ class JobService:
         await asyncio.to_thread(delete, step, not job.state.is_final)
 
     async def datasets_in_use(self) -> set[str]:
-        """Datasets of jobs that have not ended."""
-        return {job.dataset for job in await self._store.unfinished()}
+        """Datasets of jobs that have not ended, and of the one that is being accepted."""
+        found = {job.dataset for job in await self._store.unfinished()}
+        coming = self._admission.dataset_in_use
+        return found if coming is None else found | {coming}
 
     async def models_in_training(self) -> set[str]:
         """Names that are taken by jobs that have not ended."""

@@ -67,8 +67,8 @@ class ModelExports:
                     writing.exception()  # nobody asks any more
                     raise
             yield sorted(folder.iterdir())
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder)
+        finally:  # also if whoever reads is cancelled again and again while it goes
+            await asyncio.shield(asyncio.create_task(asyncio.to_thread(shutil.rmtree, folder)))
 
     def _write(self, reference: str, format: str, field: str, folder: Path) -> None:
         ref, meta = self._catalog.find(reference, field)
