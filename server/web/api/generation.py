@@ -5,6 +5,7 @@ POST /api/generate    server-sent events: `queued` while it waits, `started`, `d
 
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -44,8 +45,9 @@ class GenerationApi:
     async def _events(self, body: Body) -> AsyncGenerator[str, None]:
         received_at = time.monotonic()
         with self._gate.passing():
-            async for event in self._generate(body, received_at):
-                yield event
+            async with aclosing(self._generate(body, received_at)) as events:
+                async for event in events:
+                    yield event
 
     async def _generate(self, body: Body, received_at: float) -> AsyncGenerator[str, None]:
         async with self._models.acquire(body.text("model")) as model:
