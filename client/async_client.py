@@ -88,6 +88,7 @@ class AsyncClient:
         self._server = server
         self._channel = grpc.aio.insecure_channel(server, options=channel_options())
         self._timeout_seconds = timeout_seconds
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -97,6 +98,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Cancels running calls and closes the connection."""
+        self._closed = True  # first: who follows something is not to ask again
         await self._channel.close()
 
     def generate(
@@ -204,8 +206,10 @@ class AsyncClient:
                         yield response
                 return
             except NanoGPTError as error:
-                pause_seconds = cursor.pause_seconds(error)
-            await asyncio.sleep(pause_seconds)
+                if not self._closed:
+                    await asyncio.sleep(cursor.pause_seconds(error))
+                if self._closed:
+                    raise
 
     def _start(self, method: Method[Request, Response], request: Request) -> AsyncCall[Response]:
         make = self._channel.unary_stream(

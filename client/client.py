@@ -232,10 +232,10 @@ class Client:
                         yield response
                 return
             except NanoGPTError as error:
+                if not self._closed:
+                    time.sleep(cursor.pause_seconds(error))
                 if self._closed:
                     raise
-                pause_seconds = cursor.pause_seconds(error)
-            time.sleep(pause_seconds)
 
     def _start(self, method: Method[Request, Response], request: Request) -> SyncCall[Response]:
         make = self._channel.unary_stream(

@@ -26,7 +26,7 @@ class _Record:
 
     def __init__(self) -> None:
         self.started: Started | None = None
-        """Model, weight version and every parameter in effect. None before the first response."""
+        """Model, weight version and every parameter in effect. None while the request waits."""
         self.finished: dict[int, Finished] = {}
         """How each complete sample ended, by its index."""
         self.usage: Usage | None = None

@@ -217,11 +217,11 @@ class App:
             *form_routes(),
             *asset_routes(),
         ]
-        http = await HttpServer.start(create_site(routes, host, token), host, port)
+        self._http = await HttpServer.start(create_site(routes, host, token), host, port)
         if token is None and not is_loopback(host):
             logger.warning("the dashboard on %s is closed: set NANOGPT_HTTP_TOKEN to open it", host)
-        self._on_stop.push_async_callback(http.stop)
-        self.http_port = http.port
+        self._on_stop.push_async_callback(self._http.stop)
+        self.http_port = self._http.port
 
     async def _start_grpc(self) -> None:
         settings = self.settings
@@ -242,6 +242,7 @@ class App:
             logger.warning("gRPC on %s asks for no credentials: trust its network", host)
         self._on_stop.push_async_callback(self.models.stop)
         self._on_stop.push_async_callback(self._handlers_ended)
+        self._on_stop.push_async_callback(self._http.stop)  # both cancel what the grace did not see
         self._on_stop.push_async_callback(server.stop, LAST_WORDS_SECONDS)
         self._on_stop.push_async_callback(self.models.end_requests)
         # Only then does the listener close: until then the gate answers, and says why. One that

@@ -208,6 +208,20 @@ async def test_the_grace_ends(settings):
     assert list((settings.data_dir / "datasets").iterdir()) == []
 
 
+async def test_an_upload_over_http_that_stalls_does_not_hold_up_the_end(settings, caplog):
+    app = await App.start(changed(settings, drain_seconds=0.1))
+    _, writer = await asyncio.open_connection("127.0.0.1", app.http_port)
+    head = "POST /api/datasets/endless HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
+    upload = "Content-Type: application/octet-stream\r\nX-Nanogpt-Upload: 1\r\n\r\nabc"
+    writer.write((head + upload).encode())
+    while not list((settings.data_dir / "datasets").iterdir()):
+        await asyncio.sleep(0.001)
+    await app.stop()
+    writer.close()
+    assert list((settings.data_dir / "datasets").iterdir()) == []
+    assert "handlers still run" not in caplog.text
+
+
 async def test_a_stream_that_outlasts_the_grace_is_told_why_it_ends(settings):
     app = await App.start(changed(settings, drain_seconds=0.1))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:

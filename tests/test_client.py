@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -447,6 +448,30 @@ def test_one_that_is_closed_does_not_ask_again(server, caplog):
     with pytest.raises(Cancelled):
         list(stream)
     assert not caplog.records
+
+
+def test_one_that_is_closed_while_it_waits_does_not_ask_again(monkeypatch):
+    with FakeServer() as server:
+        client = Client(server.address)
+        pause = SimpleNamespace(sleep=lambda seconds: client.close())
+        monkeypatch.setattr("client.client.time", pause)
+        server.breaks.append(Break(1, rich_status(grpc.StatusCode.UNAVAILABLE, "gone")))
+        with pytest.raises(Unavailable):
+            list(client.watch("j1"))
+
+
+async def test_an_async_one_that_is_closed_while_it_waits_does_not_ask_again(monkeypatch):
+    with FakeServer() as server:
+        client = AsyncClient(server.address)
+
+        async def close(seconds: float) -> None:
+            await client.close()
+
+        server.breaks.append(Break(1, rich_status(grpc.StatusCode.UNAVAILABLE, "gone")))
+        with pytest.raises(Unavailable):
+            async for _ in client.watch("j1"):
+                pause = SimpleNamespace(sleep=close)
+                monkeypatch.setattr("client.async_client.asyncio", pause)
 
 
 def test_watch_raises_what_is_no_lost_connection(server, use):

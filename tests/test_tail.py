@@ -1,6 +1,8 @@
 import asyncio
 import random
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_trainer import checkpoint, evaluation, record, started, step
@@ -174,6 +176,34 @@ async def test_one_that_rested_goes_on_where_it_was(
     assert [[event.sequence for event in piece] for piece in pieces] == [[3], []]
     assert tail.progress.step == 2
     tail.publish(SUCCEEDED)
+    assert await everything(tail.subscribe(1)) == [JobState.SUCCEEDED, 1, 2, 3]
+
+
+async def test_a_visitor_who_leaves_takes_nothing_from_the_others(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(run, started(), step(1), step(2))
+    read, gate, readers, most_readers = EventReader.read, threading.Event(), 0, 0
+
+    def wait_and_read(*arguments: Any) -> list[Event]:
+        nonlocal readers, most_readers
+        readers += 1
+        most_readers = max(most_readers, readers)
+        assert gate.wait(20)
+        found = read(*arguments)
+        readers -= 1
+        return found
+
+    monkeypatch.setattr(EventReader, "read", wait_and_read)
+    tail = Tail(run.metrics_path, SUCCEEDED)
+    leaving, staying = (asyncio.create_task(tail.catch_up()) for _ in range(2))
+    while not readers:
+        await asyncio.sleep(0.001)
+    leaving.cancel()
+    threading.Timer(0.05, gate.set).start()
+    await staying
+    assert leaving.cancelled() and most_readers == 1
+    assert tail.progress.sequence == 3
     assert await everything(tail.subscribe(1)) == [JobState.SUCCEEDED, 1, 2, 3]
 
 

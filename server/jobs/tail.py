@@ -12,15 +12,18 @@ been read when it happened.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 from nanogpt.training.events import Event, EventReader, StepMetrics
 from server.errors import DataLoss, Unavailable
 from server.jobs.job import Standing
 from server.jobs.progress import Progress
+
+T = TypeVar("T")
 
 RECENT_EVENTS = 512
 """Events kept in memory for subscribers who keep up."""
@@ -82,13 +85,8 @@ class Tail:
 
         One caller at a time. Raises DataLoss if the record is damaged.
         """
-        while piece := await _read_piece(self._reader):
-            for event in piece:
-                self.progress = self.progress.after(event)
-                if observe is not None:
-                    observe(event)
-            self._recent.extend(piece)
-            self._wake()
+        while await _to_its_end(self._take_piece(observe)):
+            pass
 
     def publish(self, standing: Standing) -> None:
         """Tells subscribers that the job's state changed, after all events read so far."""
@@ -108,6 +106,17 @@ class Tail:
         recorded before it came; None leaves nothing out.
         """
         return Subscription(self, start_sequence, max_behind)
+
+    async def _take_piece(self, observe: Callable[[Event], None] | None) -> bool:
+        """Whether there was more."""
+        piece = await _read_piece(self._reader)
+        for event in piece:
+            self.progress = self.progress.after(event)
+            if observe is not None:
+                observe(event)
+        self._recent.extend(piece)
+        self._wake()
+        return bool(piece)
 
     def _wake(self) -> None:
         self._news.set()
@@ -190,6 +199,16 @@ class Subscription:
             else:
                 said.append(Gap(event.sequence, event.sequence))
         return said
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Awaits work that others rely on: whoever is cancelled meanwhile leaves when it is done."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def _read_piece(reader: EventReader) -> list[Event]:
