@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.commands.table import BY_NAME, CONFIG, Command
-from client.keys import BOOL, Key, Value
+from client.keys import BOOL, Key, Value, checked_text
 
 
 class UsageError(Exception):
@@ -87,6 +87,11 @@ def _check_arguments(command: Command, given: Sequence[str]) -> None:
     for argument in command.arguments[len(given) :]:
         if argument.required:
             raise UsageError(f"{command.name} needs {argument.name}: {argument.meaning}")
+    for word in given:
+        try:
+            checked_text(word)
+        except ValueError as error:
+            raise UsageError(f"{word!r} {error}") from None
     for word in given[len(command.arguments) :]:
         raise UsageError(f"{word!r} is one word too many; keys are written --key=value")
 

@@ -48,7 +48,8 @@ class Key:
         return (self.name, self.alias) if self.alias else (self.name,)
 
 
-def _text(text: str) -> str:
+def checked_text(text: str) -> str:
+    """The text. Raises ValueError if it was made of bytes that are no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -59,7 +60,7 @@ def _text(text: str) -> str:
 def _address(text: str) -> str:
     if not text:
         raise ValueError("must be host:port")
-    return _text(text)
+    return checked_text(text)
 
 
 def _integer(low: int, high: int) -> Callable[[str], Value]:
@@ -99,9 +100,12 @@ def _switch(text: str) -> str:
 
 def _integers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(item) for item in text.split(","))
+        numbers = tuple(int(item) for item in text.split(","))
     except ValueError:
         raise ValueError("must be whole numbers with commas between them") from None
+    if not all(-(2**31) <= number < 2**31 for number in numbers):
+        raise ValueError("must be numbers of 32 bits")
+    return numbers
 
 
 def _texts(text: str) -> tuple[str, ...]:
@@ -122,7 +126,7 @@ INT64 = Kind("int", _integer(-(2**63), 2**63 - 1), (int,))
 UINT64 = Kind("int", _integer(0, 2**64 - 1), (int,))
 FLOAT = Kind("float", _float, (float, int))
 BOOL = Kind("bool", _bool, (bool,))
-TEXT = Kind("text", _text, (str,))
+TEXT = Kind("text", checked_text, (str,))
 ADDRESS = Kind("host:port", _address, (str,))
 SWITCH = Kind("on|off|auto", _switch, (str, bool))
 INTS = Kind("int,int,...", _integers, (list, int, str))

@@ -67,6 +67,7 @@ async def test_every_answer_has_the_security_headers():
         ({**JSON, "Origin": "http://evil.example"}, 403),
         ({**JSON, "Origin": "http://127.0.0.1:8000"}, 403),
         ({**JSON, "Origin": "null"}, 403),
+        ({**JSON, "Origin": "http://["}, 403),
         ({**JSON, "Sec-Fetch-Site": "cross-site"}, 403),
         ({**JSON, "Sec-Fetch-Site": "same-site"}, 403),
         ({}, 415),

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from nanogpt.training.events import Event, Sample
+from nanogpt.training.events import Divergence, Event, Sample
 from server.web.history import MAX_POINTS, MAX_SAMPLES, History, Line
 from tests.fake_trainer import checkpoint, evaluation, started, step
 
@@ -47,6 +47,24 @@ def test_events_become_lines_and_lists():
     assert found["lines"]["val_loss"] == {"x": [1], "y": [3.5], "num_points": 1}
     assert [event["kind"] for event in found["events"]] == ["started", "evaluation", "checkpoint"]
     assert found["samples"] == []
+
+
+def went_back(number, to):
+    return Divergence(number, "ROLLED_BACK", 9.0, 1.0, to, 0.5)
+
+
+def test_points_that_a_run_took_back_are_gone():
+    history = History()
+    steps = [step(number) for number in range(1, 6001)]
+    history.add(numbered(*steps[:5000], evaluation(5000), went_back(5000, 4000)))
+    for line in history.to_json()["lines"].values():
+        assert not line["x"] or line["x"][-1] <= 4000
+    history.add(numbered(*steps[4000:4500]))
+    found = history.to_json()["lines"]["loss"]
+    assert found["x"] == sorted(set(found["x"])) and found["x"][-1] == 4500
+    assert dict(zip(found["x"], found["y"], strict=True))[4500] == pytest.approx(4.0 - 45)
+    history.add(numbered(went_back(4500, 0), step(1)))
+    assert history.to_json()["lines"]["loss"]["x"] == [1]
 
 
 def test_the_newest_samples_are_kept():

@@ -46,8 +46,8 @@ def delete_checkpoint(options: Options) -> ExitCode:
 
 
 def _step(word: str) -> int:
-    if not word.isdecimal():
-        raise UsageError(f"STEP must be a whole number, got {word!r}")
+    if not word.isdecimal() or len(word) > 18:
+        raise UsageError(f"STEP must be a whole number of at most 18 digits, got {word!r}")
     return int(word)
 
 

@@ -146,7 +146,12 @@ def _is_own_host(header: str, own: str) -> bool:
 
 def _is_own_origin(origin: str | None, host: str) -> bool:
     """Whether a page of this server, or no page at all, sends the request."""
-    return origin is None or (urlsplit(origin).netloc.lower() == host.lower() != "")
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower() != ""
+    except ValueError:  # not a URL
+        return False
 
 
 def _has_plain_content(headers: Headers) -> bool:

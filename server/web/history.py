@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from nanogpt.training.events import KIND_NAMES, Evaluation, Event, Sample, StepMetrics
+from nanogpt.training.events import KIND_NAMES, Divergence, Evaluation, Event, Sample, StepMetrics
 from server.jobs.service import JobService
 
 MAX_POINTS = 2000
@@ -55,6 +55,12 @@ class Line:
             ]
             self._width *= 2
 
+    def drop_after(self, x: int) -> None:
+        """Forgets points beyond x: the run went back to there."""
+        self._kept = [point for point in self._kept if point[0] <= x]
+        self._open = [point for point in self._open if point[0] <= x]
+        self._last = next(iter((*self._open[-1:], *self._kept[-1:])), None)
+
     def points(self) -> list[Point]:
         """At most MAX_POINTS and a few, the newest among them."""
         points = self._kept + _extremes(self._open)
@@ -91,6 +97,9 @@ class History:
                 continue
             if isinstance(body, Evaluation):
                 self._add_points(EVALUATION_LINES, body)
+            if isinstance(body, Divergence) and body.rolled_back_to_step is not None:
+                for line in self._lines.values():
+                    line.drop_after(body.rolled_back_to_step)
             self._events.append(_to_json(event))
             if isinstance(body, Sample):
                 self._samples.append(_to_json(event))

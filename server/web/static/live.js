@@ -10,16 +10,23 @@ const RETRY_MILLISECONDS = [250, 500, 1000, 2000, 4000];
 
 class Connection extends EventTarget {
   #lost = new Set();
+  #told = false;
 
   get isLost() {
     return this.#lost.size > 0;
   }
 
   set(stream, isLost) {
-    const before = this.isLost;
     if (isLost) this.#lost.add(stream);
     else this.#lost.delete(stream);
-    if (before !== this.isLost) this.dispatchEvent(new Event("change"));
+    if (this.#told === this.isLost) return;
+    this.#told = this.isLost;
+    this.dispatchEvent(new Event("change"));
+  }
+
+  // Nobody follows it any more, which says nothing about the server: the next stream does.
+  forget(stream) {
+    this.#lost.delete(stream);
   }
 }
 
@@ -43,7 +50,7 @@ export function follow(path, { next = null, parameter = "start", onData, onError
   const close = () => {
     document.removeEventListener("visibilitychange", turn);
     rest();
-    connection.set(self, false);
+    connection.forget(self);
   };
 
   const lose = () => {

@@ -200,22 +200,27 @@ function datasetSelect(datasets) {
 function configField(spec) {
   const isChoice = spec.type === "bool" || spec.choices;
   const values = spec.type === "bool" ? ["true", "false"] : spec.choices;
+  const isList = spec.type === "tuple";
   const input = isChoice
     ? select([{ value: "", label: "" }, ...values])
+    : isList ? h("textarea", { rows: 2, spellcheck: "false", placeholder: "one a line" })
     : h("input", spec.type === "str" ? { type: "text", spellcheck: "false" } : { type: "text", inputmode: spec.type === "int" ? "numeric" : "decimal", autocomplete: "off" });
   const made = field(h("code", {}, spec.name), input, { help: spec.help, allowed: spec.allowed });
   return {
     ...made, spec,
     get: () => {
+      if (isList) return input.value === "" ? undefined : input.value.split("\n").filter((line) => line !== "");
       const text = input.value.trim();
       if (text === "") return undefined;
       if (spec.type === "bool") return text === "true";
+      if (spec.type === "int" && !Number.isSafeInteger(Number(text))) return text; // it would be another number
       if (spec.type !== "str" && /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text)) return Number(text);
       return text; // the server says what is wrong with it
     },
-    set: (value) => { input.value = String(value); },
+    set: (value) => { input.value = isList ? value.join("\n") : String(value); },
     showDefault: (value) => {
       const text = value === null ? "not set" : String(value);
+      if (isList) return;
       if (isChoice) input.options[0].textContent = `${text} (default)`;
       else input.placeholder = text;
     },

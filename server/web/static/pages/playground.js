@@ -61,7 +61,7 @@ export async function show(main, { query }) {
     const body = { model: source.input.value, prompt: prompt.input.value, sampling: {}, stopping: {}, top_logprobs: ALTERNATIVES, logprobs: true };
     for (const { spec, input } of parameters) {
       const text = input.value.trim();
-      if (text !== "") body[spec.group][spec.name] = Number.isNaN(Number(text)) ? text : Number(text);
+      if (text !== "") body[spec.group][spec.name] = isExact(text) ? Number(text) : text;
     }
     if (stops.input.value) body.stopping.stop_strings = [stops.input.value.replaceAll("\\n", "\n")];
     return body;
@@ -214,6 +214,9 @@ function answer() {
     failed: () => setText(figures, count ? `Broken off after ${count} tokens.` : "Nothing was written."),
   };
 }
+
+// A whole number that JavaScript would change is left for the server to refuse.
+const isExact = (text) => !Number.isNaN(Number(text)) && (!/^\d+$/.test(text) || Number.isSafeInteger(Number(text)));
 
 const ENDS = { length: "Full length", end_of_text: "End of text", stop: "Stopped at" };
 

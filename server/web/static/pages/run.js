@@ -75,6 +75,7 @@ export async function show(main, { id, go }) {
       if (event.kind === "sample") parts.samples.add(event);
       if (event.kind === "checkpoint") parts.checkpoints.soon();
       if (event.kind === "started") refresh();
+      if (event.kind === "divergence" && event.rolled_back_to_step !== null) parts.charts.goBack(event.rolled_back_to_step);
       parts.events.add(event);
     }
   }

@@ -122,6 +122,13 @@ export function show(main) {
     merge(view.newest);
   }
 
+  // Once older ones are shown, those that newer ones push out join them.
+  function keep(newest) {
+    if (!view.older) return;
+    const [known, shown] = [new Set(newest.map((job) => job.id)), new Set(view.older.map((job) => job.id))];
+    view.older.unshift(...view.newest.filter((job) => !known.has(job.id) && !shown.has(job.id)));
+  }
+
   function merge(newest) {
     const known = new Set(newest.map((job) => job.id));
     view.jobs = [...newest, ...(view.older ?? []).filter((job) => !known.has(job.id))];
@@ -131,6 +138,7 @@ export function show(main) {
   const stop = follow("/api/jobs/live", {
     onData: (page) => {
       view.hasAnswer = true;
+      keep(page.jobs);
       view.newest = page.jobs;
       if (!view.older) view.next = page.next_before;
       merge(page.jobs);
@@ -178,9 +186,12 @@ const LINES = [
   { value: "mfu", label: "MFU" },
 ];
 
+// How far a run is: its last evaluation comes after its last step.
+const place = (job) => `${job?.latest_step?.step} ${job?.latest_evaluation?.step} ${job?.state}`;
+
 // The chart of the runs that are chosen in the table.
 function comparison() {
-  const histories = new Map(); // job id -> lines
+  const histories = new Map(); // job id -> lines, and the place up to which they go
   let jobs = [];
   let line = "val_loss";
   const chart = new Chart({ title: "Chosen runs", lines: [], height: 280 });
@@ -204,9 +215,9 @@ function comparison() {
     chart.set(new Map(jobs.map((job) => [job.id, histories.get(job.id)?.[line] ?? { x: [], y: [] }])));
   }
 
-  async function load(id) {
-    const { lines } = await get(`/api/jobs/${id}/history`);
-    histories.set(id, lines);
+  async function load(job) {
+    const { lines } = await get(`/api/jobs/${job.id}/history`);
+    histories.set(job.id, { ...lines, place: place(job) });
   }
 
   return {
@@ -217,7 +228,7 @@ function comparison() {
       element.hidden = jobs.length === 0;
       note.textContent = "";
       try {
-        await Promise.all(jobs.filter((job) => !histories.has(job.id)).map((job) => load(job.id)));
+        await Promise.all(jobs.filter((job) => histories.get(job.id)?.place !== place(job)).map(load));
       } catch (error) {
         note.textContent = error.message;
       }
@@ -225,10 +236,11 @@ function comparison() {
     },
     // Runs that have got further are read again; the server adds only what is new.
     update: async (all) => {
-      const behind = jobs.filter((job) => all.find((now) => now.id === job.id)?.step !== job.step);
+      const behind = jobs.filter((job) => place(all.find((now) => now.id === job.id)) !== place(job));
       if (behind.length === 0 || element.hidden) return;
       jobs = jobs.map((job) => all.find((now) => now.id === job.id) ?? job);
-      await Promise.all(behind.map((job) => load(job.id))).catch(() => {});
+      const now = jobs.filter((job) => behind.some((one) => one.id === job.id));
+      await Promise.all(now.map(load)).catch(() => {});
       chart.set(new Map(jobs.map((job) => [job.id, histories.get(job.id)?.[line] ?? { x: [], y: [] }])));
     },
   };

@@ -115,10 +115,14 @@ function live() {
 
   function panel(model) {
     const tiles = FIGURES.map(([, label, show]) => ({ ...tile(label, ""), show }));
+    const step = h("span", { class: "soft" });
     const element = h("section", { class: "panel flush", "aria-label": model.reference },
-      h("h2", {}, model.reference, h("span", { class: "soft" }, ` step ${format.whole(model.weight_version)}`)),
+      h("h2", {}, model.reference, step),
       h("div", { class: "tiles" }, tiles.map((one) => one.element)));
-    return { element, update: (now) => tiles.forEach((one) => setText(one.output, one.show(now))) };
+    return { element, update: (now) => {
+      setText(step, ` step ${format.whole(now.weight_version)}`);
+      tiles.forEach((one) => setText(one.output, one.show(now)));
+    } };
   }
 
   function draw() {
@@ -128,7 +132,7 @@ function live() {
       { ...of(reference, index), key: `${reference} running`, label: `${reference} running` },
       { ...of(reference, index), key: `${reference} waiting`, label: `${reference} waiting`, dash: [4, 4] },
     ]);
-    if (speed.lines.length !== shown.length) {
+    if (speed.lines.map((one) => one.key).join(" ") !== shown.join(" ")) {
       speed.setLines(shown.map(of));
       load.setLines(both);
     }
@@ -158,6 +162,10 @@ function live() {
         add(found.running, at, model.running);
         add(found.waiting, at, model.waiting);
       }
+      for (const [name, found] of lines) {
+        Object.values(found).forEach((one) => forget(one, at - KEPT_SECONDS));
+        if (found.speed.x.length === 0) lines.delete(name);
+      }
       const wanted = [...panels.values()].map((one) => one.element);
       if (wanted.some((element, index) => grid.children[index] !== element) || wanted.length !== grid.children.length) {
         fill(grid, wanted);
@@ -172,7 +180,10 @@ const line = () => ({ x: [], y: [] });
 function add(found, x, y) {
   found.x.push(x);
   found.y.push(y);
-  while (found.x[0] < x - KEPT_SECONDS) {
+}
+
+function forget(found, before) {
+  while (found.x[0] < before) {
     found.x.shift();
     found.y.shift();
   }

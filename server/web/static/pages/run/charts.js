@@ -74,8 +74,18 @@ export function charts() {
     draw(keys);
     return lines[keys[0]].x.length;
   };
+  // Points beyond the step to which the run went back are no part of it any more.
+  const goBack = (step) => {
+    for (const line of Object.values(lines)) {
+      const kept = line.x.filter((x) => x <= step).length;
+      line.x.length = kept;
+      line.y.length = kept;
+    }
+    draw([...STEP_LINES, ...EVALUATION_LINES]);
+  };
   return {
     element,
+    goBack,
     begin: (found) => {
       Object.assign(lines, found);
       draw([...STEP_LINES, ...EVALUATION_LINES]);

@@ -7,7 +7,7 @@ const MAX_SHOWN = 20;
 
 export function samples() {
   const list = h("div", { class: "samples" });
-  const none = h("p", { class: "empty" }, "None yet. A sample is written at evaluations, if the run has sample prompts.");
+  const none = h("p", { class: "empty" }, "None yet. A sample is written at each evaluation.");
   const element = h("section", { class: "panel" }, h("h2", {}, "Samples"), none, list);
   const one = (sample) => h("article", { class: "sample" },
     h("h3", {}, `step ${format.whole(sample.step)}`),
