@@ -35,6 +35,8 @@ def test_remaining_time_counts_steps_and_evaluations() -> None:
     assert after(evaluation(0), step(8)).remaining_seconds(CONFIG) == 12 * 0.25 + 2 * 2.0
     assert after(evaluation(10), step(18)).remaining_seconds(CONFIG) == 2 * 0.25 + 2.0
     assert after(step(20), evaluation(20)).remaining_seconds(CONFIG) == 0
+    # another limit may end the run before
+    assert after(started(10), step(8)).remaining_seconds(CONFIG) == 2 * 0.25
 
 
 def test_a_run_that_goes_back_has_done_fewer_steps() -> None:

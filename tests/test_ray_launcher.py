@@ -36,7 +36,12 @@ def cluster() -> Iterator[tuple[Cluster, str]]:
 
         def do_GET(self) -> None:
             name = self.path.removeprefix("/api/jobs/")
-            if not name:
+            if name == "cut":
+                self.send_response(200)
+                self.send_header("Content-Length", "100")
+                self.end_headers()
+                self.wfile.write(b"{")
+            elif not name:
                 self.answer(list(known.jobs.values()))
             elif name in known.jobs:
                 self.answer(known.jobs[name])
@@ -117,6 +122,11 @@ async def test_what_a_dead_server_left_of_this_run_is_stopped(
     await launcher.end_abandoned(run)
     assert known.jobs[left.submission_id]["status"] == "STOPPED"
     assert known.jobs[other.submission_id]["status"] == "RUNNING"
+
+
+async def test_an_answer_that_breaks_off_is_no_answer(cluster: tuple[Cluster, str]) -> None:
+    with pytest.raises(OSError, match="no whole JSON"):
+        await RayJobs(cluster[1]).status("cut")
 
 
 async def test_a_cluster_that_is_not_there(

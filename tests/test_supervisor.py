@@ -5,6 +5,7 @@ import errno
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_trainer import (
@@ -27,6 +28,7 @@ from fake_trainer import (
 
 from nanogpt.training.run_directory import ExitCode, RunDirectory
 from server.errors import FailedPrecondition
+from server.jobs import supervisor
 from server.jobs.job import Job, JobReason, JobState, Standing
 from server.jobs.publication import NameTaken
 from server.jobs.service import JobService
@@ -521,6 +523,54 @@ async def test_a_hung_trainer_of_a_dead_server_is_killed_in_the_end(open_: Open)
     assert await history(jobs, job_id) == "QUEUED STARTING RUNNING SUCCEEDED"
 
 
+async def test_cancelling_does_not_leave_a_hung_trainer_of_a_dead_server(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "STOP_SECONDS", 0.05)
+    jobs = await open_(succeed)
+    job_id = await submit(jobs)
+    lock = jobs._ledger.directory(job_id).lock()
+    lock.__enter__()
+    launcher(jobs).abandoned = lock
+    jobs.start()
+    await reached(jobs, job_id, JobState.STARTING)
+    await jobs.cancel(job_id)
+    assert await reached(jobs, job_id, JobState.CANCELLED) is JobState.CANCELLED
+    with jobs._ledger.directory(job_id).lock():  # it is free
+        pass
+
+
+async def test_a_pause_that_has_to_kill_is_no_crash(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "STOP_SECONDS", 0.05)
+    jobs = await open_(for_ever, max_crashes=0)
+    job_id = await submit(jobs)
+    jobs.start()
+    await reached(jobs, job_id, JobState.RUNNING)
+    await jobs.pause(job_id)
+    assert await reached(jobs, job_id, JobState.PAUSED) is JobState.PAUSED
+    assert (await job(jobs, job_id)).standing.reason is JobReason.REQUESTED
+
+
+async def test_a_job_that_is_paused_and_resumed_before_it_starts_gets_another_turn(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = await open_(succeed)
+    job_id = await submit(jobs)
+    count, wishes = jobs._store.crashes_since, [jobs.pause, jobs.resume]
+
+    async def wish_and_count(*arguments: Any) -> int:
+        while wishes:
+            await wishes.pop(0)(job_id)
+        return await count(*arguments)
+
+    monkeypatch.setattr(jobs._store, "crashes_since", wish_and_count)
+    jobs.start()
+    assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
+    assert await history(jobs, job_id) == "QUEUED PAUSED QUEUED STARTING RUNNING SUCCEEDED"
+
+
 async def test_a_trainer_that_meets_that_of_a_dead_server_costs_no_crash(open_: Open) -> None:
     """That one was started but had no lock yet when its server died and the next one looked."""
 
@@ -614,7 +664,11 @@ async def test_a_job_waits_for_the_trainer_of_a_dead_server(open_: Open) -> None
     assert len(launcher(jobs).trainers) == 1
 
 
-async def test_a_job_that_waits_for_an_old_trainer_can_be_cancelled(open_: Open) -> None:
+async def test_a_job_that_waits_for_an_old_trainer_can_be_cancelled(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After as long as its own trainer would have had, since this one is not ours to kill."""
+    monkeypatch.setattr(supervisor, "STOP_SECONDS", 0.05)
     jobs = await open_(succeed)
     job_id = await submit(jobs)
     with jobs._ledger.directory(job_id).lock():

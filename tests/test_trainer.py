@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -366,6 +367,14 @@ def test_limits_end_a_run_with_an_evaluation(tmp_path, limit, last):
     assert newest(directory).name == f"step_{last:06d}"
     assert bodies_of(directory, RunStarted)[0].max_iters == last
     assert run(directory) == ExitCode.LIMIT_REACHED
+
+
+def test_the_last_step_is_a_number_that_the_wire_holds():
+    most = (1 << 63) - 1
+    endless = TrainConfig(max_iters=most, batch_size=4, block_size=16)
+    assert limits_module.last_step(endless, 1000) == most
+    assert limits_module.last_step(replace(endless, max_tokens=most), 1000) == -(-most // 64)
+    assert limits_module.last_step(replace(endless, max_epochs=1e308), 1000) == most
 
 
 def test_a_limit_beyond_the_last_step_is_none(tmp_path):

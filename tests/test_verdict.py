@@ -8,7 +8,7 @@ from server.jobs.verdict import backoff_seconds, ending, is_crash, judge, succes
 def verdict(exit_code: int | None, **changes: object) -> Standing:
     values: dict[str, object] = {
         "error_line": None,
-        "draining": False,
+        "was_asked": False,
         "crashes": int(is_crash(exit_code)),
         "max_crashes": 3,
     }
@@ -45,7 +45,7 @@ def test_every_other_end_is_none(exit_code: int | None) -> None:
 def test_a_run_that_cannot_work_is_never_tried_again(exit_code: int, reason: JobReason) -> None:
     said = verdict(exit_code, error_line="the loss was NaN at step 3")
     assert said == Standing(JobState.FAILED, reason, "the loss was NaN at step 3")
-    unsaid = verdict(exit_code, draining=True)
+    unsaid = verdict(exit_code, was_asked=True)
     assert (unsaid.state, unsaid.reason) == (JobState.FAILED, reason)
     assert unsaid.error
 
@@ -53,7 +53,7 @@ def test_a_run_that_cannot_work_is_never_tried_again(exit_code: int, reason: Job
 @pytest.mark.parametrize("exit_code", [ExitCode.INTERRUPTED, -9, -15, 1, None])
 def test_a_stopping_server_keeps_the_place_of_its_job(exit_code: int | None) -> None:
     kept = Standing(JobState.QUEUED, JobReason.SERVER_RESTART)
-    assert verdict(exit_code, draining=True, crashes=99) == kept
+    assert verdict(exit_code, was_asked=True, crashes=99) == kept
 
 
 @pytest.mark.parametrize("exit_code", [ExitCode.INTERRUPTED, ExitCode.BUSY])

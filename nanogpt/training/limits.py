@@ -58,9 +58,10 @@ class Limits:
 
 def last_step(config: TrainConfig, train_tokens: int) -> int:
     """Steps after which the first of the limits on steps, tokens and epochs is reached."""
-    limits = [float(config.max_iters)]
+    last = config.max_iters
     if config.max_tokens:
-        limits.append(config.max_tokens / config.tokens_per_step)
+        last = min(last, -(-config.max_tokens // config.tokens_per_step))  # rounded up
     if config.max_epochs:
-        limits.append(config.max_epochs * train_tokens / config.tokens_per_step)
-    return math.ceil(min(limits))
+        steps = config.max_epochs * train_tokens / config.tokens_per_step
+        last = min(last, math.ceil(min(steps, last)))  # infinitely many epochs are allowed
+    return last

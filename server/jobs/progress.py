@@ -56,10 +56,11 @@ class Progress:
         """Estimated time until the last step, evaluations included; None before the first step."""
         if self.latest_step is None:
             return None
-        steps = max(0, config.max_iters - self.step)
+        last_step = config.max_iters if self.run is None else self.run.max_iters
+        steps = max(0, last_step - self.step)
         seconds = steps * self.latest_step.step_seconds
         if self.latest_evaluation is not None:
             last = self.latest_evaluation.step
-            evaluations = -(-(config.max_iters - last) // config.eval_interval)  # rounded up
+            evaluations = -(-(last_step - last) // config.eval_interval)  # rounded up
             seconds += evaluations * self.latest_evaluation.seconds
         return seconds

@@ -10,6 +10,7 @@ https://docs.ray.io/en/latest/cluster/running-applications/job-submission/rest.h
 """
 
 import asyncio
+import http.client
 import json
 import logging
 import secrets
@@ -96,8 +97,8 @@ class RayJobs:
 
         try:
             return await asyncio.to_thread(send)
-        except ValueError as error:
-            raise OSError("the cluster's answer is not JSON") from error
+        except (ValueError, http.client.HTTPException) as error:
+            raise OSError("the cluster's answer is no whole JSON") from error
 
 
 class RayLauncher:

@@ -114,7 +114,10 @@ class Turn:
         trained = job.attempts[-1].exit_code if job.attempts else None
         state = JobState.QUEUED
         crashes = await self._ledger.store.crashes_since(job.id, tail.progress.checkpoint_time)
-        while await self._ledger.move(job.id, state, Standing(JobState.STARTING)):
+        # one that was paused and resumed meanwhile gets another turn
+        while not self._stop_asked.is_set() and await self._ledger.move(
+            job.id, state, Standing(JobState.STARTING)
+        ):
             checkpoint_step, log_bytes = tail.progress.checkpoint_step, log_size(self._run.log_path)
             exit_code = trained if success(trained) else await self._train(tail)
             if succeeded := success(exit_code):
@@ -127,7 +130,7 @@ class Turn:
                 exit_code,
                 error_line=error_line(self._run.log_path, log_bytes),
                 last_lines=last_lines(self._run.log_path, log_bytes),
-                draining=self._draining,
+                was_asked=self._stop_asked.is_set(),
                 crashes=crashes,
                 max_crashes=terms.max_crashes,
             )
@@ -241,16 +244,15 @@ class Turn:
         """Whether no trainer holds the run; waits for one that a dead server left behind.
 
         That one has seen end-of-file and is about to leave. One that does not is killed if it is
-        certainly ours, and else named in the log. False too if asked to stop meanwhile.
+        certainly ours, and else named in the log. False too if the server stops meanwhile.
         """
-        try:
-            await self._launcher.end_abandoned(self._run)
-        except OSError as error:
-            logger.warning("what a dead server may have left of %s: %s", self._job.id, error)
+        await self._end_abandoned()
         deadline = time.monotonic() + self._terms.abandoned_seconds
         killed = False
-        while (held := _is_held(self._run)) and not self._stop_asked.is_set():
+        while (held := _is_held(self._run)) and not self._draining:
             await tail.refresh()
+            if self._stop_asked.is_set() and not killed:
+                deadline = min(deadline, self._kill_time)
             if time.monotonic() > deadline:
                 holder, seconds = self._run.holder(), self._terms.abandoned_seconds
                 if killed or not self._launcher.kill_abandoned(self._run):
@@ -263,9 +265,28 @@ class Turn:
                     "the trainer of a dead server hung for %g s and was killed: %s", seconds, holder
                 )
                 killed, deadline = True, deadline + seconds
-            await self.pause(POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         await tail.refresh()
         return not held
+
+    async def _end_abandoned(self) -> None:
+        """Lets the launcher end what a dead server left, for no longer than a stop may take."""
+        task = asyncio.create_task(self._launcher.end_abandoned(self._run))
+        try:
+            while not task.done() and not self._is_out_of_time():
+                await asyncio.wait({task}, timeout=POLL_SECONDS)
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+        with suppress(asyncio.CancelledError):
+            try:
+                task.result()
+            except OSError as error:
+                logger.warning("what a dead server may have left of %s: %s", self._job.id, error)
+
+    def _is_out_of_time(self) -> bool:
+        """Whether it was asked to stop, and what stops by itself has had its time."""
+        return self._draining or (self._stop_asked.is_set() and time.monotonic() > self._kill_time)
 
 
 def _is_held(run: RunDirectory) -> bool:

@@ -59,7 +59,7 @@ def judge(
     *,
     error_line: str | None,
     last_lines: str = "",
-    draining: bool,
+    was_asked: bool,
     crashes: int,
     max_crashes: int,
 ) -> Standing:
@@ -71,7 +71,7 @@ def judge(
     if exit_code in _FAILURES:
         reason, sentence = _FAILURES[ExitCode(exit_code)]
         return Standing(JobState.FAILED, reason, error_line or sentence)
-    if draining:
+    if was_asked:
         return Standing(JobState.QUEUED, JobReason.SERVER_RESTART)
     if not is_crash(exit_code):
         return Standing(JobState.RECOVERING)
