@@ -31,13 +31,14 @@ from torch.overrides import TorchFunctionMode
 
 from nanogpt import durable
 from nanogpt.config import ModelConfig
-from nanogpt.model import GPT
+from nanogpt.ensemble import Network, make_network
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.safetensors"
 META_FILE = "meta.json"
 
-# one tensor under two names (model.py), unless a model has two: then the first is stored too
+# one tensor under two names (model.py), unless a model has two: then the first is stored too. Names
+# of an ensemble's members have a prefix
 TIED, TIED_TO = "lm_head.weight", "transformer.wte.weight"
 
 _DIGEST = "meta_sha256"
@@ -100,9 +101,10 @@ def save_checkpoint(
 
     Replaces what is at `folder`. Raises OSError if the disk refuses; nothing has changed then.
     """
-    if not meta.model_config.is_modern and TIED in model_state:
-        if not torch.equal(model_state[TIED], model_state[TIED_TO]):
-            raise ValueError(f"{TIED} must equal {TIED_TO}: the two are one tensor")
+    if not meta.model_config.is_modern:
+        for name, embedding in _tied(model_state).items():
+            if not torch.equal(model_state.get(name, embedding), embedding):
+                raise ValueError(f"{TIED} must equal {TIED_TO}: the two are one tensor")
     weights = stored_weights(meta.model_config, model_state)
     with _new_folder(folder) as new:
         records = {MODEL_FILE: _write_tensors(new / MODEL_FILE, weights)}
@@ -115,7 +117,18 @@ def save_checkpoint(
 
 def stored_weights(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights that a checkpoint has: a tied one under the name that it is tied to."""
-    return {name: tensor for name, tensor in state.items() if name != TIED or config.is_modern}
+    if config.is_modern:
+        return state
+    return {name: tensor for name, tensor in state.items() if not name.endswith(TIED)}
+
+
+def _tied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The token embeddings, by the names of the heads that are tied to them."""
+    return {
+        name.removesuffix(TIED_TO) + TIED: tensor
+        for name, tensor in state.items()
+        if name.endswith(TIED_TO)
+    }
 
 
 def write_meta(folder: Path, meta: CheckpointMeta) -> None:
@@ -166,9 +179,9 @@ def load_model_state(folder: Path) -> dict[str, Tensor]:
     Raises FileNotFoundError if there is no such checkpoint, CheckpointDamaged if it is not whole.
     """
     state = _read_tensors(folder, MODEL_FILE)
-    if TIED_TO not in state:
+    if not (tied := _tied(state)):
         raise CheckpointDamaged(f"{folder.name}/{MODEL_FILE} has no {TIED_TO}")
-    return {TIED: state[TIED_TO], **state}
+    return {**tied, **state}
 
 
 def load_train_state(folder: Path) -> dict[str, Tensor]:
@@ -176,7 +189,7 @@ def load_train_state(folder: Path) -> dict[str, Tensor]:
     return _read_tensors(folder, STATE_FILE)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
+def load_model(folder: Path, device: torch.device | str = "cpu") -> Network:
     """The network in eval mode, float32. Raises as `load_model_state`."""
     config, state = read_meta(folder).model_config, load_model_state(folder)
     try:
@@ -186,15 +199,15 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> GPT:
     return model.to(device).eval()
 
 
-def build_model(config: ModelConfig, state: dict[str, Tensor]) -> GPT:
+def build_model(config: ModelConfig, state: dict[str, Tensor]) -> Network:
     """A network with these weights, float32. Raises ValueError if they are of another shape."""
     # copied, so that they no longer depend on a file that is mapped into memory
     stored = stored_weights(config, state)
     weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in stored.items()}
     if not config.is_modern:
-        weights[TIED] = weights[TIED_TO]
+        weights |= _tied(weights)
     with torch.device("meta"), _ShapesOnly():
-        model = GPT(config)
+        model = make_network(config)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:  # names each weight that differs, in dozens of lines

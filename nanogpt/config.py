@@ -151,6 +151,7 @@ class ModelConfig:
     dropout: float = option(0.0, "Probability of dropping an activation.", ge=0, lt=1)
     bias: bool = option(True, "Whether linear and normalization layers have biases; not modern.")
     arch: str = option("gpt2", "GPT-2, or the shape of nanochat.", choices=ARCHITECTURES)
+    n_member: int = option(1, "Networks whose probabilities are averaged.", ge=1, le=64)
 
     def __post_init__(self) -> None:
         found = range_violations(self)
@@ -215,6 +216,9 @@ class TrainConfig:
         "gpt2",
         "GPT-2, or modern: rotary positions, RMSNorm, ReLU squared, an untied head.",
         choices=ARCHITECTURES,
+    )
+    n_member: int = option(
+        1, "Networks that learn side by side and answer with their mean probability.", ge=1, le=64
     )
     learning_rate: float = option(1e-3, "Peak learning rate.", gt=0, le=1e3)
     max_iters: int = option(
@@ -387,6 +391,7 @@ class TrainConfig:
             dropout=self.dropout,
             bias=self.bias,
             arch=self.arch,
+            n_member=self.n_member,
         )
 
     @property

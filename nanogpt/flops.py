@@ -1,5 +1,7 @@
 """Floating-point operations and bytes that a GPT needs, by formula. No torch, no measuring.
 
+Those of an ensemble are the sums of its members'.
+
 Names: L layers, H heads, Q head size, C = H·Q width, T context, N weights without those that are
 looked up and never multiplied: position embeddings, and the token embedding unless it is tied to
 the output layer, where it is multiplied.
@@ -12,18 +14,19 @@ def multiplied_weights(config: ModelConfig) -> int:
     """N: number of weights, those apart that are only looked up."""
     C = config.n_embd
     if config.is_modern:
-        return config.vocab_size * C + config.n_layer * 12 * C * C
+        return config.n_member * (config.vocab_size * C + config.n_layer * 12 * C * C)
     attention, mlp, norms = 4 * C * C, 8 * C * C, 2 * C
     if config.bias:
         attention, mlp, norms = attention + 4 * C, mlp + 5 * C, norms + 2 * C
     final_norm = 2 * C if config.bias else C
-    return config.vocab_size * C + config.n_layer * (attention + mlp + norms) + final_norm
+    blocks = config.n_layer * (attention + mlp + norms)
+    return config.n_member * (config.vocab_size * C + blocks + final_norm)
 
 
 def parameter_count(config: ModelConfig) -> int:
     """Number of weights, tied ones counted once."""
     looked_up = config.vocab_size if config.is_modern else config.block_size
-    return multiplied_weights(config) + looked_up * config.n_embd
+    return multiplied_weights(config) + config.n_member * looked_up * config.n_embd
 
 
 def training_flops_per_token(config: ModelConfig) -> int:
@@ -31,7 +34,7 @@ def training_flops_per_token(config: ModelConfig) -> int:
 
     nanoGPT's count; PaLM, appendix B: https://arxiv.org/abs/2204.02311
     """
-    attention = 12 * config.n_layer * config.n_embd * config.block_size
+    attention = 12 * _num_blocks(config) * config.n_embd * config.block_size
     return 6 * multiplied_weights(config) + attention
 
 
@@ -40,7 +43,7 @@ def decode_flops_per_token(config: ModelConfig, context_tokens: int) -> int:
 
     https://kipp.ly/transformer-inference-arithmetic
     """
-    attention = 4 * config.n_layer * config.n_embd * context_tokens
+    attention = 4 * _num_blocks(config) * config.n_embd * context_tokens
     return 2 * multiplied_weights(config) + attention
 
 
@@ -56,8 +59,12 @@ def decode_bytes_per_step(
 
     Every weight once, and for each sequence the keys and values of its context.
     """
-    kv_cache = 2 * config.n_layer * config.n_embd * context_tokens
+    kv_cache = 2 * _num_blocks(config) * config.n_embd * context_tokens
     return bytes_per_weight * multiplied_weights(config) + bytes_per_kv_value * batch * kv_cache
+
+
+def _num_blocks(config: ModelConfig) -> int:
+    return config.n_member * config.n_layer
 
 
 def mfu(flops_per_second: float, peak: float | None) -> float | None:

@@ -228,6 +228,11 @@ class GPT(nn.Module):
         return count
 
     @property
+    def members(self) -> tuple["GPT", ...]:
+        """The networks that it consists of, see ensemble.py: itself."""
+        return (self,)
+
+    @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
 
@@ -279,11 +284,11 @@ def crop_block_size(state: dict[str, Tensor], block_size: int) -> dict[str, Tens
 
     Raises ValueError if there are fewer. Modern weights, which know no positions, are returned.
     """
-    if "transformer.wpe.weight" not in state:
-        return state
-    positions = state["transformer.wpe.weight"]
-    if block_size > positions.shape[0]:
-        raise ValueError(
-            f"block_size {block_size} is more than the {positions.shape[0]} positions of the model"
-        )
-    return {**state, "transformer.wpe.weight": positions[:block_size].clone()}
+    found = {name: w for name, w in state.items() if name.endswith("transformer.wpe.weight")}
+    for positions in found.values():
+        if block_size > positions.shape[0]:
+            raise ValueError(
+                f"block_size {block_size} is more than the {positions.shape[0]} positions of the "
+                f"model"
+            )
+    return {**state, **{name: w[:block_size].clone() for name, w in found.items()}}

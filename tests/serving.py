@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 
 from nanogpt.checkpoint import CheckpointMeta, save_checkpoint, step_folder
 from nanogpt.config import ModelConfig, SamplingParams, StoppingParams, TrainConfig
+from nanogpt.ensemble import make_network
 from nanogpt.inference.request import Request
 from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.model import GPT
@@ -66,7 +67,9 @@ def write_checkpoint(
         job_id=job_id,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder, meta, tiny_model(seed, config).state_dict(), None)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_checkpoint(folder, meta, make_network(config).state_dict(), None)
 
 
 def write_job_checkpoint(data_dir: Path, job_id: str, step: int, *, model: str = "trained") -> Path:

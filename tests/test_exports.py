@@ -117,6 +117,15 @@ async def test_a_modern_model_goes_out_where_there_is_a_place_for_it(folder):
             assert f"the format {format} cannot hold" in error.details()
 
 
+async def test_an_ensemble_goes_nowhere(folder):
+    config = replace(CONFIG, bias=False, arch="modern", n_member=2)
+    write_checkpoint(folder / "models" / "two", config=config)
+    async with served(folder) as server:
+        error = await refused(server.models.ExportModel(request("two", "hugging_face")))
+        assert error.code() == Code.FAILED_PRECONDITION
+        assert "is an ensemble" in error.details()
+
+
 async def test_every_reference_leads_to_its_weights(folder):
     for step in (100, 200):
         publish_model(write_job_checkpoint(folder, "j1", step), folder / "models" / "trained")

@@ -179,7 +179,7 @@ def test_importing_a_nanogpt_checkpoint(catalog, tmp_path):
     folder = tmp_path / "imports" / "run"
     folder.mkdir(parents=True)
     arguments = asdict(CONFIG)
-    del arguments["arch"]
+    del arguments["arch"], arguments["n_member"]
     checkpoint = {"model": tiny_model().state_dict(), "model_args": arguments}
     torch.save(checkpoint, folder / "ckpt.pt")
     catalog.import_model("mine", "run", "nanogpt", TOKENIZER)

@@ -40,7 +40,7 @@ def nanogpt_checkpoint(config: ModelConfig = CONFIG, prefix: str = "") -> dict[s
     """What nanoGPT's train.py saves, with the names that torch.compile makes if asked."""
     model = our_model(config)
     arguments = asdict(config)
-    del arguments["arch"]  # which nanoGPT's GPTConfig does not have
+    del arguments["arch"], arguments["n_member"]  # which nanoGPT's GPTConfig does not have
     return {
         "model": {prefix + name: weight for name, weight in model.state_dict().items()},
         "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
@@ -175,7 +175,7 @@ def test_an_exported_checkpoint_is_what_sample_py_reads(tmp_path: Path, bias: bo
     path = tmp_path / "ckpt.pt"
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint.keys() == {"model", "model_args", "iter_num", "best_val_loss", "config"}
-    assert {**checkpoint["model_args"], "arch": "gpt2"} == asdict(config)
+    assert {**checkpoint["model_args"], "arch": "gpt2", "n_member": 1} == asdict(config)
     assert (checkpoint["iter_num"], checkpoint["best_val_loss"]) == (250, 1.5)
     assert checkpoint["config"] == {"dataset": "bard"}
     expected = our_model(config).state_dict()

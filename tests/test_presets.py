@@ -164,7 +164,7 @@ TABLE = {
 }
 
 
-OURS = ("best_shakespeare_char", "fast_shakespeare_char")
+OURS = ("best_shakespeare_char", "ensemble_shakespeare_char", "fast_shakespeare_char")
 """Presets that no other system has."""
 
 

@@ -460,10 +460,11 @@ def test_prompts_are_continued_at_each_evaluation(tmp_path):
         run(make_run(tmp_path, "unknown", sample_prompts=["ok", "Z"]))
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "modern"])
-def test_muon_and_zero_projections_resume_bit_for_bit(tmp_path, arch):
+@pytest.mark.parametrize(("arch", "n_member"), [("gpt2", 1), ("modern", 1), ("gpt2", 2)])
+def test_muon_and_zero_projections_resume_bit_for_bit(tmp_path, arch, n_member):
     more = {**HARD, "optimizer": "muon", "zero_init_projections": True, "lr_schedule": "wsd"}
     more |= {"keep_checkpoints": 9, "sinusoidal_positions": arch == "gpt2", "arch": arch}
+    more["n_member"] = n_member
     whole, stopped = make_run(tmp_path, "whole", **more), make_run(tmp_path, "stopped", **more)
     run(whole)
     run_until(stopped, step=3)
@@ -472,13 +473,14 @@ def test_muon_and_zero_projections_resume_bit_for_bit(tmp_path, arch):
     assert_same_state(stopped, whole)
     start = load_model_state(step_folder(whole.checkpoints_path, 0))
     projections = [w for n, w in start.items() if n.endswith("c_proj.weight")]
-    assert len(projections) == 4
+    assert len(projections) == 4 * n_member
     assert not any(w.any() for w in projections)
     if arch == "modern":
         assert read_meta(step_folder(whole.checkpoints_path, 0)).model_config.arch == "modern"
         return
-    sines = start["transformer.wpe.weight"][0].tensor_split(2)[0]
-    assert not sines.any()  # of position 0
+    positions = [w for n, w in start.items() if n.endswith("wpe.weight")]
+    assert len(positions) == n_member
+    assert not any(w[0].tensor_split(2)[0].any() for w in positions)  # sines of position 0
 
 
 def test_a_run_in_pieces_with_a_chunked_loss_resumes_bit_for_bit(tmp_path, monkeypatch):

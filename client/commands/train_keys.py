@@ -23,6 +23,7 @@ TRAIN_KEYS = (
     Key("dropout", FLOAT, 0.2, "Probability of dropping an activation, in [0, 1)."),
     Key("bias", BOOL, False, "Whether linear and normalization layers have biases."),
     Key("arch", TEXT, "gpt2", "gpt2, or modern: rotary positions, RMSNorm, an untied head."),
+    Key("n_member", INT32, 1, "Networks that answer with their mean probability."),
     Key("learning_rate", FLOAT, 1e-3, "Peak learning rate."),
     Key("max_iters", INT64, 5000, "Steps, unless something else ends the run before."),
     Key("weight_decay", FLOAT, 0.1, "Decoupled decay of matrices and embeddings."),

@@ -15,7 +15,7 @@ from nanogpt.inference.kv_cache import (
     KVCache,
     Span,
 )
-from nanogpt.inference.runner import ChunkInput
+from nanogpt.inference.runner import ChunkInput, Runner
 from nanogpt.inference.sampler import Floats
 from nanogpt.model import GPT, Attend
 
@@ -92,7 +92,7 @@ class TorchRunner:
         self._cache.clear(slot)
 
 
-def is_batch_invariant(runner: TorchRunner) -> bool:
+def is_batch_invariant(runner: Runner) -> bool:
     """Whether logits are those of the sequence alone on this machine, by a small experiment.
 
     Uses the first slots, which must be free.

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nanogpt.model import GPT
+from nanogpt.ensemble import Network
 from nanogpt.training.step import Forward, autocast
 
 
 def compiled_forward(
-    model: GPT,
+    model: Network,
     mode: str,
     *,
     dtype: torch.dtype,

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt.config import InvalidConfig, TrainConfig, Violation
 from nanogpt.device import pick_device
-from nanogpt.model import GPT
+from nanogpt.ensemble import Network
 from nanogpt.training.world import Forward, Place, T, World
 
 START_SECONDS = 300
@@ -59,14 +59,17 @@ class Group(World):
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def spread(self, model: GPT, sharding: str) -> None:
+    def spread(self, model: Network, sharding: str) -> None:
         if sharding == "fsdp":
             mesh = init_device_mesh(model.device.type, (self.size,))
-            for block in model.transformer.h:
-                fully_shard(block, mesh=mesh)
+            for member in model.members:
+                for block in member.transformer.h:
+                    fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
 
-    def synchronize(self, model: GPT, forward: Forward, example: tuple[Tensor, Tensor]) -> Forward:
+    def synchronize(
+        self, model: Network, forward: Forward, example: tuple[Tensor, Tensor]
+    ) -> Forward:
         if isinstance(model, FSDPModule):
             self._unsynchronized = lambda: _keep_gradients(model)
             return forward

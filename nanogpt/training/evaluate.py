@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanogpt.config import TrainConfig
-from nanogpt.model import GPT
+from nanogpt.ensemble import Network
 from nanogpt.training.batches import Batches, Stream, to_device
 from nanogpt.training.step import Forward, autocast
 from nanogpt.training.world import World
@@ -47,7 +47,7 @@ class Evaluator:
         self._should_stop = should_stop
         self._world = world or World()
 
-    def __call__(self, model: GPT, forward: Forward, dtype: torch.dtype) -> tuple[float, float]:
+    def __call__(self, model: Network, forward: Forward, dtype: torch.dtype) -> tuple[float, float]:
         """Mean cross-entropy, in nats, of training batches and of the validation split.
 
         Raises Interrupted as soon as a stop is asked for: an evaluation may last longer than
@@ -73,7 +73,7 @@ class Evaluator:
     @torch.no_grad()
     def _mean_loss(
         self,
-        model: GPT,
+        model: Network,
         forward: Forward,
         dtype: torch.dtype,
         batches: Iterable[tuple[Tensor, Tensor]],

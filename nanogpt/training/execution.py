@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nanogpt import durable, flops
 from nanogpt.dropout import dropout
+from nanogpt.ensemble import Network
 from nanogpt.model import GPT, Attend
 from nanogpt.training.step import autocast
 
@@ -58,7 +59,7 @@ def recorded_execution(path: Path, choose: Callable[[], Execution]) -> Execution
         return chosen
 
 
-def choose_execution(model: GPT, batch_size: int, dtype: torch.dtype) -> Execution:
+def choose_execution(model: Network, batch_size: int, dtype: torch.dtype) -> Execution:
     """What is fastest for micro-batches of (batch_size, block_size) tokens.
 
     Neither weights nor random numbers are changed. Only a processor is measured: an accelerator
@@ -68,7 +69,8 @@ def choose_execution(model: GPT, batch_size: int, dtype: torch.dtype) -> Executi
     work = flops.training_flops_per_token(model.config) * batch_size * T
     if model.device.type != "cpu" or work < WORTHWHILE_FLOPS:
         return Execution()
-    attentions: dict[str, Attend | None] = {"fused": None, "matmul": MatmulAttention(model)}
+    member = model.members[0]
+    attentions: dict[str, Attend | None] = {"fused": None, "matmul": MatmulAttention(member)}
     sizes = [
         size
         for size in range(1, batch_size + 1)
@@ -80,7 +82,7 @@ def choose_execution(model: GPT, batch_size: int, dtype: torch.dtype) -> Executi
             if time.perf_counter() - began > BUDGET_SECONDS:
                 break
             found = {
-                name: _block_seconds(model, attend, size, dtype) / size
+                name: _block_seconds(member, attend, size, dtype) / size
                 for name, attend in attentions.items()
             }
             # the formula as it stands keeps T x T weights for the backward pass
@@ -92,9 +94,10 @@ def choose_execution(model: GPT, batch_size: int, dtype: torch.dtype) -> Executi
     return best
 
 
-def use_attention(model: GPT, execution: Execution) -> None:
+def use_attention(model: Network, execution: Execution) -> None:
     """Gives the model the attention that was chosen."""
-    model.attend = MatmulAttention(model) if execution.attention == "matmul" else None
+    for member in model.members:
+        member.attend = MatmulAttention(member) if execution.attention == "matmul" else None
 
 
 def _block_seconds(model: GPT, attend: Attend | None, size: int, dtype: torch.dtype) -> float:

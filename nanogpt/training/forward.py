@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nanogpt.ensemble import Network
 from nanogpt.model import GPT
 from nanogpt.training.compile import compiled_forward
 from nanogpt.training.cross_entropy import LARGE_VOCABULARY, chunked_forward
@@ -15,7 +16,7 @@ from nanogpt.training.world import Forward, World
 
 
 def make_forward(
-    model: GPT,
+    model: Network,
     execution: Execution,
     batch: tuple[Tensor, Tensor],
     *,
@@ -33,6 +34,6 @@ def make_forward(
     inputs, targets = (x[0].tensor_split(execution.pieces)[0].to(model.device) for x in batch)
     forward = compiled_forward(model, compile, dtype=dtype, example=(inputs, targets), log=log)
     is_large = model.config.vocab_size >= LARGE_VOCABULARY
-    if forward is model and is_large and world.size == 1:
+    if forward is model and isinstance(model, GPT) and is_large and world.size == 1:
         forward = chunked_forward(model)
     return world.synchronize(model, forward, (inputs, targets))

@@ -58,7 +58,7 @@ def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
     C, T, L, H, V = (
         model.n_embd,
         model.block_size,
-        model.n_layer,
+        model.n_member * model.n_layer,
         model.n_head,
         model.vocab_size,
     )
@@ -76,7 +76,10 @@ def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
     tokens = config.batch_size // config.sequence_shares * T
     # logits, their log-softmax, and the gradients of both; or some of them, and the head's gradient
     # a second time
-    plain_head, chunked_head = 4 * V * tokens, CHUNKED_HEAD_BYTES // FLOAT_BYTES + V * C
+    plain_head, chunked_head = (
+        4 * V * tokens * model.n_member,
+        CHUNKED_HEAD_BYTES // FLOAT_BYTES + V * C,
+    )
     head = FLOAT_BYTES * (plain_head if V < LARGE_VOCABULARY else chunked_head)
     holders = config.processes if config.sharding == "fsdp" else 1
     buckets = 2 if config.processes > 1 and config.sharding == "ddp" else 1

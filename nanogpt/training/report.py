@@ -56,8 +56,9 @@ class Report:
         self._flops_per_token = flops.training_flops_per_token(run.model_config)
         self._events.append(run)
         shape, peak = run.model_config, run.peak_flops
+        several = f"{shape.n_member} networks, each " if shape.n_member > 1 else ""
         self._log(
-            f"{run.parameter_count:,} weights: {shape.arch}, {shape.n_layer} layers, "
+            f"{run.parameter_count:,} weights: {several}{shape.arch}, {shape.n_layer} layers, "
             f"{shape.n_head} heads, width {shape.n_embd}, block {shape.block_size}, "
             f"vocabulary {shape.vocab_size}"
         )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nanogpt.config import InvalidConfig, Violation
-from nanogpt.model import GPT
+from nanogpt.ensemble import Network
 from nanogpt.tokenizer import Tokenizer, UnknownCharacters
 from nanogpt.training.batches import Stream
 from nanogpt.training.evaluate import Interrupted
@@ -20,7 +20,7 @@ TEMPERATURE = 0.8  # as nanoGPT samples
 
 @torch.no_grad()
 def write_sample(
-    model: GPT,
+    model: Network,
     tokenizer: Tokenizer,
     prompt_ids: Sequence[int],
     *,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nanogpt.datasets.dataset import Dataset
-from nanogpt.model import GPT
+from nanogpt.ensemble import Network
 from nanogpt.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from nanogpt.training.world import World
 
@@ -87,7 +87,7 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
 
 
 def take_tensors(
-    model: GPT, optimizer: torch.optim.Optimizer, world: World | None = None
+    model: Network, optimizer: torch.optim.Optimizer, world: World | None = None
 ) -> dict[str, Tensor]:
     """The part that is tensors: the optimizer's state and the random number generators.
 
@@ -103,7 +103,7 @@ def take_tensors(
 
 
 def restore_tensors(
-    model: GPT,
+    model: Network,
     optimizer: torch.optim.Optimizer,
     tensors: dict[str, Tensor],
     world: World | None = None,

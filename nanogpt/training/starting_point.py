@@ -22,7 +22,8 @@ from nanogpt.checkpoint import (
 )
 from nanogpt.config import InvalidConfig, TrainConfig, Violation
 from nanogpt.datasets.dataset import BadDataset, Dataset
-from nanogpt.model import GPT, crop_block_size, sinusoidal_positions, zero_init_projections
+from nanogpt.ensemble import Network, make_network
+from nanogpt.model import crop_block_size, sinusoidal_positions, zero_init_projections
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.training.run_directory import RunDirectory, RunSpec
 from nanogpt.training.snapshot import Snapshot, dataset_identity
@@ -45,7 +46,7 @@ class Resumed:
 class StartingPoint:
     """The weights to begin with, on the CPU, and the run's checkpoint if it has one."""
 
-    model: GPT
+    model: Network
     resumed: Resumed | None = None
 
 
@@ -68,15 +69,16 @@ def find_starting_point(
         return StartingPoint(model, resumed)
     if spec.init_checkpoint is not None:
         return StartingPoint(_fine_tuned_model(directory, spec, dataset))
-    model = GPT(spec.config.model_config(num_vocab_rows(dataset.tokenizer)))
-    if spec.config.zero_init_projections:
-        zero_init_projections(model)
-    if spec.config.sinusoidal_positions:
-        sinusoidal_positions(model)
+    model = make_network(spec.config.model_config(num_vocab_rows(dataset.tokenizer)))
+    for member in model.members:
+        if spec.config.zero_init_projections:
+            zero_init_projections(member)
+        if spec.config.sinusoidal_positions:
+            sinusoidal_positions(member)
     return StartingPoint(model)
 
 
-def read_checkpoint(folder: Path, config: TrainConfig) -> tuple[GPT, Resumed]:
+def read_checkpoint(folder: Path, config: TrainConfig) -> tuple[Network, Resumed]:
     """The weights of a run's checkpoint and all else it goes on with, on the CPU.
 
     Raises CheckpointDamaged.
@@ -93,7 +95,7 @@ def num_vocab_rows(tokenizer: Tokenizer) -> int:
     return PADDED_GPT2_VOCAB_SIZE if tokenizer.kind == "gpt2" else tokenizer.vocab_size
 
 
-def _fine_tuned_model(directory: RunDirectory, spec: RunSpec, dataset: Dataset) -> GPT:
+def _fine_tuned_model(directory: RunDirectory, spec: RunSpec, dataset: Dataset) -> Network:
     folder = directory.path / str(spec.init_checkpoint)
     try:
         meta, state = read_meta(folder), load_model_state(folder)

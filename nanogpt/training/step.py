@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-from nanogpt.model import GPT
+from nanogpt.ensemble import Network
 from nanogpt.training.world import Forward, World
 
 __all__ = ["Diverged", "Forward", "StepResult", "TrainingStep", "autocast"]
@@ -45,7 +45,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        model: GPT,
+        model: Network,
         optimizer: torch.optim.Optimizer,
         *,
         dtype: torch.dtype,

@@ -15,7 +15,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from nanogpt.config import InvalidConfig, TrainConfig
-from nanogpt.model import GPT
+from nanogpt.ensemble import Network
 from nanogpt.training.batches import EVERYTHING, Share
 
 T = TypeVar("T")
@@ -94,10 +94,12 @@ class World:
         if self.any(value != self.of_first(value)):
             raise RuntimeError(f"the processes do not see the same {what}: is the folder shared?")
 
-    def spread(self, model: GPT, sharding: str) -> None:
+    def spread(self, model: Network, sharding: str) -> None:
         """With `fsdp` keeps only this process's share of each weight. Before the optimizer."""
 
-    def synchronize(self, model: GPT, forward: Forward, example: tuple[Tensor, Tensor]) -> Forward:
+    def synchronize(
+        self, model: Network, forward: Forward, example: tuple[Tensor, Tensor]
+    ) -> Forward:
         """`forward`, such that a backward pass averages the gradients of all processes. Together.
 
         It is `model` or a compiled form of it; `example` is a micro-batch, (B, T) each.

@@ -27,7 +27,7 @@ LARGEST_PRIORITY = 100
 
 SCRATCH = "scratch"
 
-SHAPE = ("n_layer", "n_head", "n_embd", "bias", "arch")
+SHAPE = ("n_layer", "n_head", "n_embd", "bias", "arch", "n_member")
 """Fields that are the starting model's if there is one; block_size may be smaller."""
 
 NO_PRESET = Preset(name="", config={}, dataset=None, out_dir=None)

@@ -80,6 +80,12 @@ class ModelExports:
                 f"model {ref.reference} is a modern network, which the format {format} cannot "
                 f"hold; export it as hugging_face",
             )
+        if meta.model_config.n_member > 1:
+            raise FailedPrecondition(
+                "format_not_supported",
+                ref.reference,
+                f"model {ref.reference} is an ensemble, which no other system's format can hold",
+            )
         needed_bytes = 4 * parameter_count(meta.model_config) + BESIDE_WEIGHTS_BYTES
         if shutil.disk_usage(folder).free < needed_bytes:
             raise ResourceExhausted("the server's disk is full", limit="disk")

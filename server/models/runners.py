@@ -11,6 +11,7 @@ import torch
 from nanogpt.checkpoint import load_model
 from nanogpt.config import ModelConfig
 from nanogpt.flops import multiplied_weights, parameter_count
+from nanogpt.inference.ensemble_runner import EnsembleRunner
 from nanogpt.inference.native.library import Library
 from nanogpt.inference.native.runner import NativeRunner
 from nanogpt.inference.runner import Runner
@@ -50,14 +51,15 @@ def memory_bytes_of(
     config: ModelConfig, num_slots: int, precision: Precision, library: Library | None
 ) -> int:
     """What a model takes: its weights, and keys and values of every slot's whole window."""
-    kv_values = 2 * config.n_layer * num_slots * config.block_size * config.n_embd
+    num_blocks = config.n_member * config.n_layer
+    kv_values = 2 * num_blocks * num_slots * config.block_size * config.n_embd
     kv_bytes = kv_values * bytes_per_kv_value(precision, library is not None)
     bytes_per_weight = BYTES_PER_WEIGHT[precision]
     if library is None:
         return round(parameter_count(config) * bytes_per_weight) + kv_bytes
     # the kernels look tokens and positions up in float32, beside the head, tied or not
     rows = config.vocab_size + (0 if config.is_modern else config.block_size)
-    embedding_bytes = 4 * rows * config.n_embd
+    embedding_bytes = 4 * config.n_member * rows * config.n_embd
     return round(multiplied_weights(config) * bytes_per_weight) + embedding_bytes + kv_bytes
 
 
@@ -77,21 +79,29 @@ def build_runner(
     PyTorch's take 10 to 60 % longer for it. Raises as `load_model`, FailedPrecondition if precision
     or invariance cannot be had so.
     """
+    runners: list[Runner]
     if library is not None:
-        model = load_model(folder)
-        return NativeRunner(
-            library,
-            model.config,
-            {name: weight.numpy() for name, weight in model.state_dict().items()},
-            vocab_size,
-            num_slots=num_slots,
-            precision=precision,
-            num_threads=torch.get_num_threads(),
-        )
+        runners = [
+            NativeRunner(
+                library,
+                member.config,
+                {name: weight.numpy() for name, weight in member.state_dict().items()},
+                vocab_size,
+                num_slots=num_slots,
+                precision=precision,
+                num_threads=torch.get_num_threads(),
+            )
+            for member in load_model(folder).members
+        ]
+        return _one(runners)
     if precision not in TORCH_PRECISIONS:
         raise _not_supported(precision, device)
     model = load_model(folder, device).to(TORCH_PRECISIONS[precision])
-    runner = TorchRunner(model, vocab_size, num_slots=num_slots, batch_invariant=batch_invariant)
+    runners = [
+        TorchRunner(member, vocab_size, num_slots=num_slots, batch_invariant=batch_invariant)
+        for member in model.members
+    ]
+    runner = _one(runners)
     if batch_invariant and not is_batch_invariant(runner):
         raise FailedPrecondition(
             "batch_invariance_not_supported",
@@ -100,6 +110,10 @@ def build_runner(
             f"set batch_invariant to auto, or use native kernels",
         )
     return runner
+
+
+def _one(members: list[Runner]) -> Runner:
+    return members[0] if len(members) == 1 else EnsembleRunner(members)
 
 
 def _not_supported(precision: Precision, device: torch.device) -> FailedPrecondition:

@@ -133,6 +133,7 @@ def model_config_to_pb(config: ModelConfig) -> pb.ModelConfig:
         vocab_size=config.vocab_size,
         bias=config.bias,
         arch=config.arch,
+        n_member=config.n_member,
     )
 
 

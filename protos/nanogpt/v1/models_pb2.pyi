@@ -60,7 +60,7 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., config: _Optional[_Union[ModelConfig, _Mapping]] = ..., parameter_count: _Optional[int] = ..., state: _Optional[_Union[Model.State, str]] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., step: _Optional[int] = ..., val_loss: _Optional[float] = ..., tokenizer: _Optional[str] = ..., size_bytes: _Optional[int] = ..., precision: _Optional[str] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class ModelConfig(_message.Message):
-    __slots__ = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "arch")
+    __slots__ = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "arch", "n_member")
     N_LAYER_FIELD_NUMBER: _ClassVar[int]
     N_HEAD_FIELD_NUMBER: _ClassVar[int]
     N_EMBD_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class ModelConfig(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     BIAS_FIELD_NUMBER: _ClassVar[int]
     ARCH_FIELD_NUMBER: _ClassVar[int]
+    N_MEMBER_FIELD_NUMBER: _ClassVar[int]
     n_layer: int
     n_head: int
     n_embd: int
@@ -75,7 +76,8 @@ class ModelConfig(_message.Message):
     vocab_size: int
     bias: bool
     arch: str
-    def __init__(self, n_layer: _Optional[int] = ..., n_head: _Optional[int] = ..., n_embd: _Optional[int] = ..., block_size: _Optional[int] = ..., vocab_size: _Optional[int] = ..., bias: _Optional[bool] = ..., arch: _Optional[str] = ...) -> None: ...
+    n_member: int
+    def __init__(self, n_layer: _Optional[int] = ..., n_head: _Optional[int] = ..., n_embd: _Optional[int] = ..., block_size: _Optional[int] = ..., vocab_size: _Optional[int] = ..., bias: _Optional[bool] = ..., arch: _Optional[str] = ..., n_member: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -137,8 +137,8 @@ class ModelServiceServicer:
     def ExportModel(self, request, context):
         """Streams a model's files in another format. The server keeps no copy.
 
-        Errors: `NOT_FOUND`; `FAILED_PRECONDITION` for a `modern` network in another
-        format than `MODEL_FORMAT_HUGGING_FACE`; `RESOURCE_EXHAUSTED` if the server's
+        Errors: `NOT_FOUND`; `FAILED_PRECONDITION` for an ensemble, and for a `modern`
+        network in another format than `MODEL_FORMAT_HUGGING_FACE`; `RESOURCE_EXHAUSTED` if the server's
         disk is full; `DATA_LOSS` if the model's files are damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

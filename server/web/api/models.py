@@ -113,6 +113,7 @@ def model_json(info: ModelInfo) -> dict[str, Any]:
         "state": str(info.state).upper(),
         "parameter_count": info.parameter_count,
         "arch": config.arch,
+        "n_member": config.n_member,
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_embd": config.n_embd,

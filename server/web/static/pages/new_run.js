@@ -13,7 +13,7 @@ const CHECK_MILLISECONDS = 300;
 
 const GROUPS = [
   ["Length", ["max_iters", "batch_size", "block_size", "gradient_accumulation_steps"], true],
-  ["Network", ["n_layer", "n_head", "n_embd", "dropout", "bias", "arch"], true],
+  ["Network", ["n_layer", "n_head", "n_embd", "dropout", "bias", "arch", "n_member"], true],
   ["Evaluation and checkpoints", ["eval_interval", "eval_iters", "log_interval", "eval_only", "always_save_checkpoint", "checkpoint_interval", "keep_checkpoints"], false],
   ["Optimizer", ["learning_rate", "min_lr", "decay_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "beta1", "beta2", "grad_clip"], false],
 ];

@@ -50,7 +50,7 @@ export async function show(main) {
         model.job_id ? h("a", { href: `/runs/${model.job_id}` }, model.name) : model.name),
       h("td", { "data-label": "State" }, badge(model.state)),
       h("td", { "data-label": "Parameters", class: "number" }, format.compact(model.parameter_count)),
-      h("td", { "data-label": "Shape", title: "layers × heads × width" }, `${model.n_layer} × ${model.n_head} × ${model.n_embd}`),
+      h("td", { "data-label": "Shape", title: "layers × heads × width" }, `${model.n_member > 1 ? `${model.n_member} of ` : ""}${model.n_layer} × ${model.n_head} × ${model.n_embd}`),
       h("td", { "data-label": "Context", class: "number" }, format.whole(model.block_size)),
       h("td", { "data-label": "Step", class: "number" }, format.whole(model.step)),
       h("td", { "data-label": "Val. loss", class: "number" }, format.loss(model.val_loss)),
