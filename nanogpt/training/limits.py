@@ -63,5 +63,5 @@ def last_step(config: TrainConfig, train_tokens: int) -> int:
         last = min(last, -(-config.max_tokens // config.tokens_per_step))  # rounded up
     if config.max_epochs:
         steps = config.max_epochs * train_tokens / config.tokens_per_step
-        last = min(last, math.ceil(min(steps, last)))  # infinitely many epochs are allowed
+        last = math.ceil(min(last, steps))  # which may be infinitely many
     return last
