@@ -37,8 +37,9 @@ class Ensemble(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Logits and loss of token ids (B, T), shaped as those of `GPT.forward`.
 
-        In training the loss is the mean of the members', each of which learns by itself, and the
-        logits are the first one's. Else the logits are log-probabilities of the mean.
+        In training the loss is the mean of the members', so each learns by itself but for the
+        clipping of their common gradient, and the logits are the first one's. Else the logits are
+        log-probabilities of the mean.
         """
         found = [member(tokens, targets) for member in self.members]
         if self.training and targets is not None:

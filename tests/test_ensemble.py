@@ -10,7 +10,7 @@ import torch
 
 from nanogpt import flops
 from nanogpt.checkpoint import CheckpointMeta, load_model, read_meta, save_checkpoint
-from nanogpt.config import ModelConfig
+from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.ensemble import Ensemble, make_network
 from nanogpt.inference.ensemble_runner import EnsembleRunner
 from nanogpt.inference.native.library import Library
@@ -18,6 +18,7 @@ from nanogpt.inference.runner import ChunkInput
 from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.model import crop_block_size
 from nanogpt.tokenizer import CharTokenizer
+from nanogpt.training.memory import estimate_memory
 from server.models.runners import PRECISIONS, Precision, build_runner, memory_bytes_of
 
 SHAPE = ModelConfig(16, 24, n_layer=2, n_head=2, n_embd=32, bias=False, n_member=3)
@@ -60,7 +61,6 @@ def test_each_member_learns_by_itself(ensemble: Ensemble) -> None:
     ensemble.train()
     _, loss = ensemble(TOKENS, TOKENS)
     loss.backward()
-    assert len({member.lm_head.weight.sum().item() for member in ensemble.members}) == 3
     losses = []
     for member in ensemble.members:
         gradients = {name: weight.grad for name, weight in member.named_parameters()}
@@ -73,11 +73,28 @@ def test_each_member_learns_by_itself(ensemble: Ensemble) -> None:
     assert loss.item() == pytest.approx(sum(losses) / 3)
 
 
+def test_members_begin_differently() -> None:
+    torch.manual_seed(5)
+    starts = [m.transformer.h[0].attn.c_attn.weight for m in make_network(SHAPE).members]
+    assert len({start.sum().item() for start in starts}) == 3
+
+
 def test_its_size_is_that_of_all_members(ensemble: Ensemble) -> None:
     one = replace(ensemble.config, n_member=1)
     assert flops.parameter_count(ensemble.config) == ensemble.parameter_count()
     for count in (flops.multiplied_weights, flops.training_flops_per_token):
         assert count(ensemble.config) == 3 * count(one)
+    several, alone = (flops.decode_flops_per_token(shape, 10) for shape in (ensemble.config, one))
+    assert several == 3 * alone
+    more = {"bytes_per_weight": 4, "bytes_per_kv_value": 2, "batch": 5, "context_tokens": 7}
+    several, alone = (
+        flops.decode_bytes_per_step(shape, **more) for shape in (ensemble.config, one)
+    )
+    assert several == 3 * alone
+    config = TrainConfig(dropout=0.0, batch_size=8)
+    several, alone = (estimate_memory(shape, config) for shape in (ensemble.config, one))
+    assert (several.weights, several.optimizer) == (3 * alone.weights, 3 * alone.optimizer)
+    assert 2 * alone.activations < several.activations <= 3 * alone.activations
     for library in (None, object()):
         sizes = [memory_bytes_of(c, 4, "float32", library) for c in (ensemble.config, one)]
         assert sizes[0] == 3 * sizes[1]
@@ -105,7 +122,7 @@ def test_a_checkpoint_has_all_members(ensemble: Ensemble, tmp_path: Path) -> Non
 def test_positions_of_all_members_are_cropped(ensemble: Ensemble) -> None:
     state = crop_block_size(ensemble.state_dict(), 8)
     found = [w.shape for name, w in state.items() if name.endswith("wpe.weight")]
-    assert found == [] if ensemble.config.is_modern else [(8, 32)] * 3
+    assert found == ([] if ensemble.config.is_modern else [(8, 32)] * 3)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -121,9 +121,10 @@ async def test_an_ensemble_goes_nowhere(folder):
     config = replace(CONFIG, bias=False, arch="modern", n_member=2)
     write_checkpoint(folder / "models" / "two", config=config)
     async with served(folder) as server:
-        error = await refused(server.models.ExportModel(request("two", "hugging_face")))
-        assert error.code() == Code.FAILED_PRECONDITION
-        assert "is an ensemble" in error.details()
+        for format in ("hugging_face", "nanogpt", "gguf"):
+            error = await refused(server.models.ExportModel(request("two", format)))
+            assert error.code() == Code.FAILED_PRECONDITION
+            assert "is an ensemble" in error.details()
 
 
 async def test_every_reference_leads_to_its_weights(folder):

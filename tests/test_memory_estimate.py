@@ -19,6 +19,7 @@ FACTOR = 1.5
         {"n_layer": 6, "n_head": 6, "n_embd": 192, "block_size": 128, "batch_size": 16},
         {"n_layer": 2, "n_head": 4, "n_embd": 512, "block_size": 256, "batch_size": 8},
         {"arch": "modern", "n_layer": 6, "n_embd": 192, "block_size": 128, "batch_size": 16},
+        {"n_member": 2, "n_layer": 3, "n_embd": 192, "block_size": 128, "batch_size": 8},
     ],
 )
 def test_the_estimate_is_near_the_measured_peak(shape):

@@ -136,6 +136,7 @@ def test_nanogpt_checkpoints_that_lie_are_refused(tmp_path: Path) -> None:
     arguments, model = good["model_args"], good["model"]
     refused("has no 'model' and 'model_args'", model=None)
     refused("are not those of a GPT", model_args={**arguments, "rotary": True})
+    refused("are not those of a GPT", model_args={**arguments, "n_member": 2})
     refused("n_head: must divide", model_args={**arguments, "n_head": 3})
     refused(r"wte\.weight has shape \[65, 32\].*\[65, 64\]", model_args={**arguments, "n_embd": 64})
     refused("missing, the first is transformer.h.2", model_args={**arguments, "n_layer": 3})

@@ -7,7 +7,7 @@ from fake_trainer import ModelFolders, make_dataset, no_datasets
 from nanogpt.checkpoint import CheckpointMeta, read_meta, save_checkpoint
 from nanogpt.config import ModelConfig, Preset, TrainConfig
 from nanogpt.datasets.dataset import Dataset
-from nanogpt.model import GPT
+from nanogpt.ensemble import make_network
 from server.dataset_store import DatasetStore
 from server.errors import DataLoss, InvalidArgument, NotFound
 from server.jobs import submission as submission_module
@@ -35,7 +35,7 @@ def save_model(data_dir: Path, name: str, config: ModelConfig) -> Path:
     tokenizer = Dataset.open(data_dir / "datasets" / "tiny").tokenizer
     meta = CheckpointMeta(step=7, model_config=config, tokenizer=tokenizer.to_json())
     folder = data_dir / "models" / name
-    save_checkpoint(folder, meta, GPT(config).state_dict(), None)
+    save_checkpoint(folder, meta, make_network(config).state_dict(), None)
     return folder
 
 
@@ -179,6 +179,8 @@ def test_fine_tuning_keeps_the_architecture(data_dir: Path, base_model: Path) ->
     save_model(data_dir, "modern", modern)
     found = planned(data_dir, config={"init_from": "modern"})
     assert (found.config.arch, found.config_origin["arch"]) == ("modern", "model modern")
+    save_model(data_dir, "three", replace(modern, n_member=3))
+    assert planned(data_dir, config={"init_from": "three"}).config.n_member == 3
     wanted = {"init_from": "base", "block_size": 8}
     found = planned(data_dir, preset="best_shakespeare_char", config=wanted)
     assert (found.config.arch, found.config.bias) == ("gpt2", True)

@@ -202,6 +202,7 @@ TRAINING_BENCH_KEYS = (
     Key("dropout", FLOAT, 0.0, "Probability of dropping an activation, in [0, 1)."),
     Key("bias", BOOL, False, "Whether linear and normalization layers have biases."),
     Key("arch", TEXT, "gpt2", "Architecture of the network: gpt2 or modern."),
+    Key("n_member", INT32, 1, "Networks that learn side by side."),
     Key("dataset", TEXT, None, "Dataset to read batches from; random tokens if empty."),
     Key("real_data", BOOL, True, "false takes random tokens even if a dataset is named."),
     Key("device", TEXT, "auto", "The device that the server uses: only auto."),

@@ -5,6 +5,7 @@ sequence     one sample of a request: tokens, window, when it ends
 scheduler    who computes what in the next step (no torch)
 runner       what the engine asks of a network: one forward pass a step (no torch)
 torch_runner the runner of PyTorch
+ensemble_runner  one over those of several networks (no torch)
 kv_cache     keys and values of every running sequence, and attention over them
 sampler      logits to token ids (no torch)
 logprobs     log-probabilities of chosen tokens (no torch)

@@ -44,10 +44,11 @@ class WaitingQueue:
     def requests_ahead(self, request_id: str) -> int | None:
         """Requests with a sample before all of this one's; None if none of its samples waits."""
         waiting = [entry for entry in self._heap if entry[2] in self._members]
-        own = min((entry[:2] for entry in waiting if entry[2].request.id == request_id), default=None)
-        if own is None:
+        own = [entry for entry in waiting if entry[2].request.id == request_id]
+        if not own:
             return None
-        return len({entry[2].request.id for entry in waiting if entry[:2] < own})
+        place = min(entry[:2] for entry in own)
+        return len({entry[2].request.id for entry in waiting if entry[:2] < place})
 
     def discard(self, sequence: Sequence) -> None:
         """Forgets a sample, if it waits."""

@@ -47,7 +47,7 @@ def import_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if not isinstance(arguments, dict) or not isinstance(model, dict):
         raise ValueError(f"{path.name} has no 'model' and 'model_args'; not a nanoGPT checkpoint")
     try:
-        config = ModelConfig(**arguments, arch="gpt2")
+        config = ModelConfig(**arguments, arch="gpt2", n_member=1)
     except TypeError as error:  # an argument that no ModelConfig has
         raise ValueError(f"'model_args' of {path.name} are not those of a GPT: {error}") from None
 

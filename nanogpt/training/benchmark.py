@@ -35,7 +35,7 @@ from nanogpt.config import (
     unknown_key,
 )
 from nanogpt.datasets.dataset import BadDataset, Dataset
-from nanogpt.model import GPT
+from nanogpt.ensemble import make_network
 from nanogpt.training.batches import Batches, Prefetcher, Stream
 from nanogpt.training.execution import choose_execution
 from nanogpt.training.forward import make_forward
@@ -57,6 +57,7 @@ class BenchmarkOptions:
     dropout: float = option(0.0, "Probability of dropping an activation.", ge=0, lt=1)
     bias: bool = option(False, "Whether linear and normalization layers have biases; not modern.")
     arch: str = option("gpt2", "Architecture of the network.", choices=ARCHITECTURES)
+    n_member: int = option(1, "Networks that learn side by side.", ge=1, le=64)
     dataset: str = option("", "Dataset to read batches from; empty uses random tokens.")
     dataset_dir: str = option("", "Folder of the dataset.")
     device: str = option("auto", "Where to run.", choices=("auto", "cpu", "cuda", "mps"))
@@ -89,6 +90,7 @@ class BenchmarkOptions:
             dropout=self.dropout,
             bias=self.bias,
             arch=self.arch,
+            n_member=self.n_member,
             learning_rate=1e-4,
             weight_decay=1e-2,
             beta1=0.9,
@@ -115,7 +117,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     config = options.train_config()
     vocab_size, batches = _batches(options)
     torch.manual_seed(options.seed)
-    model = GPT(config.model_config(vocab_size)).to(where).train()
+    model = make_network(config.model_config(vocab_size)).to(where).train()
     optimizer = make_optimizer(model, config, dtype)
     execution = choose_execution(model, config.batch_size, dtype)
     forward = make_forward(

@@ -55,13 +55,9 @@ class MemoryEstimate:
 
 def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
     """What a run of this network takes in each of its processes."""
-    C, T, L, H, V = (
-        model.n_embd,
-        model.block_size,
-        model.n_member * model.n_layer,
-        model.n_head,
-        model.vocab_size,
-    )
+    C, T, H, V = model.n_embd, model.block_size, model.n_head, model.vocab_size
+    M = model.n_member
+    L = M * model.n_layer
     num_weights = flops.parameter_count(model)
     matrices = 12 * L * C * C
     optimizer = 2 * num_weights - (matrices if config.optimizer == "muon" else 0)
@@ -75,12 +71,9 @@ def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
     backward = 12 * C  # gradients of the widest layer, while it is computed
     tokens = config.batch_size // config.sequence_shares * T
     # logits, their log-softmax, and the gradients of both; or some of them, and the head's gradient
-    # a second time
-    plain_head, chunked_head = (
-        4 * V * tokens * model.n_member,
-        CHUNKED_HEAD_BYTES // FLOAT_BYTES + V * C,
-    )
-    head = FLOAT_BYTES * (plain_head if V < LARGE_VOCABULARY else chunked_head)
+    # a second time, which an ensemble does not
+    plain_head, chunked_head = 4 * M * V * tokens, CHUNKED_HEAD_BYTES // FLOAT_BYTES + V * C
+    head = FLOAT_BYTES * (chunked_head if V >= LARGE_VOCABULARY and M == 1 else plain_head)
     holders = config.processes if config.sharding == "fsdp" else 1
     buckets = 2 if config.processes > 1 and config.sharding == "ddp" else 1
     # one block at a time is whole, the embeddings and the head all the time
@@ -89,7 +82,7 @@ def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
     def held(numbers: int) -> int:
         return FLOAT_BYTES * -(-numbers // holders)
 
-    activations = tokens * (L * block + backward + 4 * C) * FLOAT_BYTES + head
+    activations = tokens * (L * block + backward + 4 * M * C) * FLOAT_BYTES + head
     return MemoryEstimate(
         weights=held(num_weights) + FLOAT_BYTES * gathered,
         gradients=buckets * held(num_weights) + FLOAT_BYTES * gathered,

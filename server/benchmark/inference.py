@@ -312,12 +312,12 @@ class InferenceBenchmark:
 
         All tokens but the last sampled one pass through the network, at contexts of 1, 2, 3, ...;
         the count is linear in the context, so the mean context gives the sum. The output layer,
-        2 * vocab_size * n_embd, runs for sampled tokens only.
+        2 * vocab_size * n_embd for each member, runs for sampled tokens only.
         """
         config, load = self._model.model_config, self._load
         num_tokens = load.prompt_tokens + load.completion_tokens - 1
         mean_context = min((num_tokens + 1) // 2, config.block_size)
-        head = 2 * config.vocab_size * config.n_embd
+        head = 2 * config.n_member * config.vocab_size * config.n_embd
         unsampled = load.prompt_tokens - 1
         return num_tokens * decode_flops_per_token(config, mean_context) - unsampled * head
 

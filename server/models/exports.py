@@ -73,18 +73,18 @@ class ModelExports:
     def _write(self, reference: str, format: str, field: str, folder: Path) -> None:
         ref, meta = self._catalog.find(reference, field)
         tokenizer_of(ref, meta)  # raises DataLoss if it is unknown
+        if meta.model_config.n_member > 1:
+            raise FailedPrecondition(
+                "format_not_supported",
+                ref.reference,
+                f"model {ref.reference} is an ensemble, which no other system's format can hold",
+            )
         if format in GPT2_ONLY and meta.model_config.is_modern:
             raise FailedPrecondition(
                 "format_not_supported",
                 ref.reference,
                 f"model {ref.reference} is a modern network, which the format {format} cannot "
                 f"hold; export it as hugging_face",
-            )
-        if meta.model_config.n_member > 1:
-            raise FailedPrecondition(
-                "format_not_supported",
-                ref.reference,
-                f"model {ref.reference} is an ensemble, which no other system's format can hold",
             )
         needed_bytes = 4 * parameter_count(meta.model_config) + BESIDE_WEIGHTS_BYTES
         if shutil.disk_usage(folder).free < needed_bytes:

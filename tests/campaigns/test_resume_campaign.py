@@ -64,9 +64,10 @@ CONFIGS = {
     "bfloat16": replace(PLAIN, dtype="bfloat16", dropout=0.1),
     "modern": replace(PLAIN, arch="modern", optimizer="muon", dtype="bfloat16", dropout=0.1),
     "compiled": replace(PLAIN, compile="on", n_layer=1, dropout=0.1),
+    "ensemble": replace(PLAIN, n_member=2, dropout=0.1),
     "two processes": replace(PLAIN, processes=2, dropout=0.1, gradient_accumulation_steps=3),
     "two processes, sharded": replace(
-        PLAIN, processes=2, sharding="fsdp", dropout=0.1, arch="modern"
+        PLAIN, processes=2, sharding="fsdp", dropout=0.1, arch="modern", n_member=2
     ),
 }
 

@@ -266,7 +266,7 @@ class InferenceBenchmark(_message.Message):
     def __init__(self, model: _Optional[str] = ..., concurrency: _Optional[_Iterable[int]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., seed: _Optional[int] = ..., max_windows: _Optional[int] = ..., time_to_first_token_objective_seconds: _Optional[float] = ..., time_per_output_token_objective_seconds: _Optional[float] = ...) -> None: ...
 
 class TrainingBenchmark(_message.Message):
-    __slots__ = ("batch_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "dataset", "dtype", "compile", "seed", "warmup_steps", "steps", "arch")
+    __slots__ = ("batch_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "dataset", "dtype", "compile", "seed", "warmup_steps", "steps", "arch", "n_member")
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     N_LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -281,6 +281,7 @@ class TrainingBenchmark(_message.Message):
     WARMUP_STEPS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ARCH_FIELD_NUMBER: _ClassVar[int]
+    N_MEMBER_FIELD_NUMBER: _ClassVar[int]
     batch_size: int
     block_size: int
     n_layer: int
@@ -295,7 +296,8 @@ class TrainingBenchmark(_message.Message):
     warmup_steps: int
     steps: int
     arch: str
-    def __init__(self, batch_size: _Optional[int] = ..., block_size: _Optional[int] = ..., n_layer: _Optional[int] = ..., n_head: _Optional[int] = ..., n_embd: _Optional[int] = ..., dropout: _Optional[float] = ..., bias: _Optional[bool] = ..., dataset: _Optional[str] = ..., dtype: _Optional[str] = ..., compile: _Optional[str] = ..., seed: _Optional[int] = ..., warmup_steps: _Optional[int] = ..., steps: _Optional[int] = ..., arch: _Optional[str] = ...) -> None: ...
+    n_member: int
+    def __init__(self, batch_size: _Optional[int] = ..., block_size: _Optional[int] = ..., n_layer: _Optional[int] = ..., n_head: _Optional[int] = ..., n_embd: _Optional[int] = ..., dropout: _Optional[float] = ..., bias: _Optional[bool] = ..., dataset: _Optional[str] = ..., dtype: _Optional[str] = ..., compile: _Optional[str] = ..., seed: _Optional[int] = ..., warmup_steps: _Optional[int] = ..., steps: _Optional[int] = ..., arch: _Optional[str] = ..., n_member: _Optional[int] = ...) -> None: ...
 
 class BenchmarkResponse(_message.Message):
     __slots__ = ("inference", "training", "device")
