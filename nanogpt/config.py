@@ -166,6 +166,11 @@ class ModelConfig:
         return self.n_embd // self.n_head
 
     @property
+    def num_blocks(self) -> int:
+        """Transformer blocks of all members."""
+        return self.n_member * self.n_layer
+
+    @property
     def is_modern(self) -> bool:
         """Whether positions are rotations and the head is a matrix of its own; see model.py."""
         return self.arch == "modern"

@@ -34,7 +34,7 @@ def training_flops_per_token(config: ModelConfig) -> int:
 
     nanoGPT's count; PaLM, appendix B: https://arxiv.org/abs/2204.02311
     """
-    attention = 12 * _num_blocks(config) * config.n_embd * config.block_size
+    attention = 12 * config.num_blocks * config.n_embd * config.block_size
     return 6 * multiplied_weights(config) + attention
 
 
@@ -43,7 +43,7 @@ def decode_flops_per_token(config: ModelConfig, context_tokens: int) -> int:
 
     https://kipp.ly/transformer-inference-arithmetic
     """
-    attention = 4 * _num_blocks(config) * config.n_embd * context_tokens
+    attention = 4 * config.num_blocks * config.n_embd * context_tokens
     return 2 * multiplied_weights(config) + attention
 
 
@@ -59,12 +59,8 @@ def decode_bytes_per_step(
 
     Every weight once, and for each sequence the keys and values of its context.
     """
-    kv_cache = 2 * _num_blocks(config) * config.n_embd * context_tokens
+    kv_cache = 2 * config.num_blocks * config.n_embd * context_tokens
     return bytes_per_weight * multiplied_weights(config) + bytes_per_kv_value * batch * kv_cache
-
-
-def _num_blocks(config: ModelConfig) -> int:
-    return config.n_member * config.n_layer
 
 
 def mfu(flops_per_second: float, peak: float | None) -> float | None:

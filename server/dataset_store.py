@@ -39,6 +39,7 @@ from server.errors import (
 )
 from server.full_disk import full_disk_is_exhausted
 from server.names import is_name
+from server.uncancelled import to_its_end
 
 logger = logging.getLogger(__name__)
 
@@ -309,11 +310,5 @@ def _fetch(shipped: ShippedDataset, path: Path) -> None:
 async def _in_thread(work: Callable[[Callable[[], bool]], T]) -> T:
     """Runs `work` off the loop; it is told if nobody waits any more, and is waited for then too."""
     abandoned = threading.Event()
-    running = asyncio.ensure_future(asyncio.to_thread(work, lambda: not abandoned.is_set()))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        abandoned.set()
-        await asyncio.wait([running])
-        running.exception()  # _Abandoned, or what went wrong meanwhile: nobody asks any more
-        raise
+    running = asyncio.to_thread(work, lambda: not abandoned.is_set())
+    return await to_its_end(running, on_cancel=abandoned.set)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -378,7 +379,9 @@ async def test_calls_without_a_deadline_are_capped(kind):
     await server.server.stop(0)
 
 
-async def test_following_a_job_has_no_cap():
+@asynccontextmanager
+async def late_server():
+    """A channel to a server whose handlers take five times the 0.01 s that it allows."""
     server = Server()
 
     async def work(request, context):
@@ -387,27 +390,24 @@ async def test_following_a_job_has_no_cap():
     server.work = work
     port = await server.start(max_deadline_seconds=0.01)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        path = "/nanogpt.v1.TrainingService/StreamMetrics"
-        call = channel.unary_stream(path)(b"")
-        assert len([response async for response in call]) == 3
+        yield channel
     await server.server.stop(0)
 
 
+async def test_following_a_job_has_no_cap():
+    async with late_server() as channel:
+        path = "/nanogpt.v1.TrainingService/StreamMetrics"
+        call = channel.unary_stream(path)(b"")
+        assert len([response async for response in call]) == 3
+
+
 async def test_a_benchmark_may_take_as_long_as_its_caller_says():
-    server = Server()
-
-    async def work(request, context):
-        await asyncio.sleep(0.05)
-
-    server.work = work
-    port = await server.start(max_deadline_seconds=0.01)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with late_server() as channel:
         benchmark = {"method": "Benchmark", "service": "nanogpt.v1.InferenceService"}
         await call(channel, **benchmark, timeout=60)
         for options in (benchmark, {"method": "UnaryUnary", "timeout": 60}):
             answer = await failure(channel, **options)
             assert "longer than the 0.01 s" in answer.details()
-    await server.server.stop(0)
 
 
 async def test_a_very_short_deadline_leaves_the_server_well(server, channel):

@@ -73,6 +73,13 @@ def launcher(jobs: JobService) -> FakeLauncher:
     return found
 
 
+def leave_hung_trainer(jobs: JobService, job_id: str) -> None:
+    """A process of a dead server holds the run until the launcher kills it."""
+    lock = jobs._ledger.directory(job_id).lock()
+    lock.__enter__()
+    launcher(jobs).abandoned = lock
+
+
 async def died(jobs: JobService) -> None:
     """Leaves the database as a server killed at this moment does."""
     supervisor = jobs._supervisor
@@ -515,9 +522,7 @@ async def test_a_stopping_server_leaves_a_pausing_job_paused(open_: Open) -> Non
 async def test_a_hung_trainer_of_a_dead_server_is_killed_in_the_end(open_: Open) -> None:
     jobs = await open_(succeed, abandoned_seconds=0.05)
     job_id = await submit(jobs)
-    lock = jobs._ledger.directory(job_id).lock()
-    lock.__enter__()
-    launcher(jobs).abandoned = lock
+    leave_hung_trainer(jobs, job_id)
     jobs.start()
     assert await reached(jobs, job_id, JobState.SUCCEEDED) is JobState.SUCCEEDED
     assert await history(jobs, job_id) == "QUEUED STARTING RUNNING SUCCEEDED"
@@ -529,9 +534,7 @@ async def test_cancelling_does_not_leave_a_hung_trainer_of_a_dead_server(
     monkeypatch.setattr(supervisor, "STOP_SECONDS", 0.05)
     jobs = await open_(succeed)
     job_id = await submit(jobs)
-    lock = jobs._ledger.directory(job_id).lock()
-    lock.__enter__()
-    launcher(jobs).abandoned = lock
+    leave_hung_trainer(jobs, job_id)
     jobs.start()
     await reached(jobs, job_id, JobState.STARTING)
     await jobs.cancel(job_id)

@@ -56,8 +56,7 @@ class MemoryEstimate:
 def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
     """What a run of this network takes in each of its processes."""
     C, T, H, V = model.n_embd, model.block_size, model.n_head, model.vocab_size
-    M = model.n_member
-    L = M * model.n_layer
+    L, M = model.num_blocks, model.n_member
     num_weights = flops.parameter_count(model)
     matrices = 12 * L * C * C
     optimizer = 2 * num_weights - (matrices if config.optimizer == "muon" else 0)

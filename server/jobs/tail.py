@@ -12,18 +12,16 @@ been read when it happened.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
 
 from nanogpt.training.events import Event, EventReader, StepMetrics
 from server.errors import DataLoss, Unavailable
 from server.jobs.job import Standing
 from server.jobs.progress import Progress
-
-T = TypeVar("T")
+from server.uncancelled import to_its_end
 
 RECENT_EVENTS = 512
 """Events kept in memory for subscribers who keep up."""
@@ -85,7 +83,8 @@ class Tail:
 
         One caller at a time. Raises DataLoss if the record is damaged.
         """
-        while await _to_its_end(self._take_piece(observe)):
+        # others rely on it: one who leaves meanwhile must not leave half a piece
+        while await to_its_end(self._take_piece(observe)):
             pass
 
     def publish(self, standing: Standing) -> None:
@@ -199,18 +198,6 @@ class Subscription:
             else:
                 said.append(Gap(event.sequence, event.sequence))
         return said
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Awaits work that others rely on: whoever is cancelled meanwhile leaves when it is done."""
-    task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # nobody asks any more
-        raise
 
 
 async def _read_piece(reader: EventReader) -> list[Event]:

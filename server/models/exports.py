@@ -20,6 +20,7 @@ from nanogpt.interop.hugging_face import export_hugging_face
 from nanogpt.interop.nanogpt_checkpoint import export_nanogpt
 from server.errors import FailedPrecondition, NotFound, ResourceExhausted
 from server.models.catalog import ModelCatalog, damaged, tokenizer_of
+from server.uncancelled import to_its_end
 
 Exporter = Callable[[Path, str, CheckpointMeta, dict[str, Tensor]], None]
 
@@ -57,15 +58,7 @@ class ModelExports:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         try:
             async with self._writing:
-                writing = asyncio.ensure_future(
-                    asyncio.to_thread(self._write, reference, format, field, folder)
-                )
-                try:
-                    await asyncio.shield(writing)
-                except asyncio.CancelledError:  # a thread cannot be cancelled
-                    await asyncio.wait([writing])
-                    writing.exception()  # nobody asks any more
-                    raise
+                await to_its_end(asyncio.to_thread(self._write, reference, format, field, folder))
             yield sorted(folder.iterdir())
         finally:  # also if whoever reads is cancelled again and again while it goes
             await asyncio.shield(asyncio.create_task(asyncio.to_thread(shutil.rmtree, folder)))

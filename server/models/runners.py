@@ -51,8 +51,7 @@ def memory_bytes_of(
     config: ModelConfig, num_slots: int, precision: Precision, library: Library | None
 ) -> int:
     """What a model takes: its weights, and keys and values of every slot's whole window."""
-    num_blocks = config.n_member * config.n_layer
-    kv_values = 2 * num_blocks * num_slots * config.block_size * config.n_embd
+    kv_values = 2 * config.num_blocks * num_slots * config.block_size * config.n_embd
     kv_bytes = kv_values * bytes_per_kv_value(precision, library is not None)
     bytes_per_weight = BYTES_PER_WEIGHT[precision]
     if library is None:

@@ -59,7 +59,8 @@ class Line:
         """Forgets points beyond x: the run went back to there."""
         self._kept = [point for point in self._kept if point[0] <= x]
         self._open = [point for point in self._open if point[0] <= x]
-        self._last = next(iter((*self._open[-1:], *self._kept[-1:])), None)
+        left = self._kept + self._open
+        self._last = left[-1] if left else None
 
     def points(self) -> list[Point]:
         """At most MAX_POINTS and a few, the newest among them."""

@@ -5,7 +5,7 @@ POST /api/generate    server-sent events: `queued` while it waits, `started`, `d
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -44,13 +44,9 @@ class GenerationApi:
 
     async def _events(self, body: Body) -> AsyncGenerator[str, None]:
         received_at = time.monotonic()
-        with self._gate.passing():
-            async with aclosing(self._generate(body, received_at)) as events:
-                async for event in events:
-                    yield event
-
-    async def _generate(self, body: Body, received_at: float) -> AsyncGenerator[str, None]:
-        async with self._models.acquire(body.text("model")) as model:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._gate.passing())
+            model = await stack.enter_async_context(self._models.acquire(body.text("model")))
             wanted = await model.engine.prepare(
                 partial(_request, body, model.model_config, model.tokenizer),
                 len(body.text("prompt").encode()),  # a token is at least one byte of text

@@ -187,7 +187,7 @@ const LINES = [
 ];
 
 // How far a run is: its last evaluation comes after its last step.
-const place = (job) => `${job?.latest_step?.step} ${job?.latest_evaluation?.step} ${job?.state}`;
+const place = (job) => `${job.latest_step?.step} ${job.latest_evaluation?.step} ${job.state}`;
 
 // The chart of the runs that are chosen in the table.
 function comparison() {
@@ -236,11 +236,11 @@ function comparison() {
     },
     // Runs that have got further are read again; the server adds only what is new.
     update: async (all) => {
-      const behind = jobs.filter((job) => place(all.find((now) => now.id === job.id)) !== place(job));
+      const now = jobs.map((job) => all.find((one) => one.id === job.id) ?? job);
+      const behind = now.filter((job, index) => place(job) !== place(jobs[index]));
       if (behind.length === 0 || element.hidden) return;
-      jobs = jobs.map((job) => all.find((now) => now.id === job.id) ?? job);
-      const now = jobs.filter((job) => behind.some((one) => one.id === job.id));
-      await Promise.all(now.map(load)).catch(() => {});
+      jobs = now;
+      await Promise.all(behind.map(load)).catch(() => {});
       chart.set(new Map(jobs.map((job) => [job.id, histories.get(job.id)?.[line] ?? { x: [], y: [] }])));
     },
   };
