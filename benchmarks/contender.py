@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,7 +20,7 @@ from typing import Any
 WORK = Path("build/bench")
 """Models, exports, what peers made of them, and what contenders print."""
 
-LOAD_SECONDS, GENERATE_SECONDS = 900.0, 600.0
+LOAD_SECONDS, GENERATE_SECONDS, CLOSE_SECONDS = 900.0, 600.0, 10.0
 
 
 class ContenderFailed(Exception):
@@ -75,12 +76,17 @@ class ContenderProcess:
         self._signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """Ends the process and all that it started."""
+        """Ends the process and all that it started: by the end of its input, or by force."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        self.resume()
+        with suppress(BrokenPipeError):
+            stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSE_SECONDS)
         self._signal(signal.SIGKILL)
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        stdout.close()
 
     def _signal(self, number: signal.Signals) -> None:
         try:

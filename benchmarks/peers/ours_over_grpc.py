@@ -11,11 +11,14 @@ from benchmarks.worker import serve
 class OursOverGrpc:
     version = "ours over gRPC"
 
+    def __init__(self, until_the_end: ExitStack) -> None:
+        """Its server runs until the stack is closed."""
+        self._until_the_end = until_the_end
+
     def load(
         self, exports: Path, variant: str, *, concurrency: int, max_tokens: int, threads: int
     ) -> None:
-        self._server = ExitStack()  # open as long as this process lives
-        server = self._server.enter_context(
+        server = self._until_the_end.enter_context(
             served(
                 {exports.name: exports / "checkpoint"},
                 num_slots=concurrency,
@@ -31,4 +34,5 @@ class OursOverGrpc:
 
 
 if __name__ == "__main__":
-    serve(OursOverGrpc())
+    with ExitStack() as until_the_end:
+        serve(OursOverGrpc(until_the_end))
