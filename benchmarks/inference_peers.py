@@ -73,6 +73,7 @@ PEERS: tuple[Contender, ...] = (
             "int8-f32": "int8",
             "int8-bf16": "int8",
             "int4-f32": "int4",
+            "int4-bf16": "int4",
         },
     ),
     *_peer(

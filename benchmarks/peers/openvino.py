@@ -28,6 +28,7 @@ VARIANTS = {
     "int8-f32": Variant("int8", "f32"),
     "int8-bf16": Variant("int8", "bf16"),
     "int4-f32": Variant("int4", "f32"),
+    "int4-bf16": Variant("int4", "bf16"),
 }
 
 
