@@ -1,6 +1,6 @@
 """One measurement of ours beside its peers: what it is, and whether it meets its target."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 BEST_PEER_FACTOR = 1.2
@@ -32,7 +32,8 @@ class Cell:
     peers: Mapping[str, float]
     bound: float | None
     """What the device's peak would allow; None if the peak is unknown."""
-    guard: Guard
+    guards: tuple[Guard, ...]
+    """A cell without one is a duration and nothing else."""
     device: str
     threads: int
     amount: float = 1.0
@@ -42,7 +43,7 @@ class Cell:
     over_grpc: float | None = None
     """The same work, asked of a server over gRPC."""
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Peers that were not measured, and why. They are not beaten."""
+    """Peers that failed or are not there, and why. They are not beaten."""
     bound_applies: bool = True
     """False if the work may beat the bound: what it reads may stay in the processor's caches."""
     notes: tuple[str, ...] = ()
@@ -50,6 +51,10 @@ class Cell:
     """The longest duration that is good enough, where not peers and bound decide."""
     memory: Mapping[str, int] = field(default_factory=dict)
     """Largest resident memory in bytes, of `ours` and of peers, each in a process of its own."""
+    turns: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Seconds of every turn, of `ours` and of peers: what the medians are of."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Name and version of each peer's system."""
 
     @property
     def best_peer(self) -> str | None:
@@ -82,17 +87,28 @@ class Cell:
             targets.append(self.bound / BOUND_FRACTION)
         return max(targets, default=None)
 
+    @property
+    def is_right(self) -> bool:
+        """Whether every guard holds."""
+        return all(guard.holds for guard in self.guards)
+
+    @property
+    def meets_target(self) -> bool | None:
+        """Whether it is as fast as it should be, and right: what is fast and wrong does not count.
+        None if there is nothing to compare with."""
+        return None if self.target is None else self.is_right and self.ours <= self.target
+
     def to_json(self) -> dict[str, object]:
+        checks = [{**asdict(guard), "holds": guard.holds} for guard in self.guards]
+        fields = asdict(self)
+        del fields["guards"]
         return {
-            **asdict(self),
-            "peers": dict(self.peers),
-            "missing": dict(self.missing),
-            "memory": dict(self.memory),
+            **fields,
             "memory_ratio": self.memory_ratio,
             "best_peer": self.best_peer,
             "ratio_to_best_peer": self.ratio_to_best_peer,
             "share_of_bound": self.share_of_bound,
             "target": self.target,
-            "meets_target": None if self.target is None else self.ours <= self.target,
-            "guard": {**asdict(self.guard), "holds": self.guard.holds},
+            "meets_target": self.meets_target,
+            "guard": {"holds": self.is_right, "checks": checks},
         }

@@ -76,7 +76,7 @@ def run(config: TrainConfig, steps: int, turns: int) -> Cell:
         ours=ours,
         peers={"steps without": plain},
         bound=None,
-        guard=Guard("checkpoints not on the disk before their steps were over", late, 0),
+        guards=(Guard("checkpoints not on the disk before their steps were over", late, 0),),
         device=device_name(torch.device("cpu")),
         threads=torch.get_num_threads(),
         amount=config.tokens_per_step,

@@ -9,9 +9,10 @@ another peer of the same or higher precision is measured once only: it cannot be
 import functools
 import random
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -28,7 +29,7 @@ from benchmarks.inference_peers import (
 )
 from benchmarks.networks import CHAR, GPT2, Network, prepare_network
 from benchmarks.plan import Options, Plan
-from nanogpt.device import Peak, device_name, measure_peak
+from nanogpt.device import device_name, measure_peak
 from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token
 
 HOPELESS_FACTOR = 1.5
@@ -104,6 +105,7 @@ def measure(load: Load, wanted: Collection[str]) -> Iterator[Cell]:
     threads = torch.get_num_threads()
     entries: dict[tuple[str, str], Entry] = {}
     missing: dict[str, str] = {}
+    bandwidths = [memory_bandwidth()]
     try:
         for contender in contenders:
             try:
@@ -114,14 +116,18 @@ def measure(load: Load, wanted: Collection[str]) -> Iterator[Cell]:
             for entry in entries.values():
                 if not entry.is_out and is_hopeless(entry, entries.values()):
                     entry.leave()  # which frees its memory
-        missing |= take_turns(entries.values(), load.rounds(), load.new_tokens)
+        rounds = _each_with_a_bandwidth(load.rounds(), bandwidths)
+        missing |= take_turns(entries.values(), rounds, load.new_tokens)
     finally:
         for entry in entries.values():
             if not entry.is_out:
                 entry.leave()
-    done = {key: entry for key, entry in entries.items() if entry.name not in missing}
+    # what a peer did before it failed counts for it; ours has to come to its end
+    done = {k: entry for k, entry in entries.items() if entry.is_rival or entry.name not in missing}
     for precision in precisions:
-        yield from cell_of(load, precision, done, missing, threads)
+        yield from cell_of(load, precision, done, missing, median(bandwidths), threads)
+    if failed := [f"{name}: {why}" for name, why in missing.items() if name.startswith("ours")]:
+        raise RuntimeError("; ".join(failed))
 
 
 def enter(load: Load, contender: Contender, threads: int) -> Entry:
@@ -162,22 +168,24 @@ def cell_of(
     precision: str,
     done: dict[tuple[str, str], Entry],
     missing: dict[str, str],
+    bandwidth: float,
     threads: int,
 ) -> Iterator[Cell]:
-    """The cell of one precision, none if ours was not measured."""
+    """The cell of one precision, none if ours failed."""
     mine = done.get(("ours", precision))
     if mine is None:
-        print(f"  {load.cell(precision)}: ours: {missing.get(f'ours {precision}', 'failed')}")
         return
     over_grpc = done.get(("ours over gRPC", precision))
     rivals = [e for e in done.values() if e.is_rival and e.precision in at_least(precision)]
     names = {_label(peer) for peer in PEERS if peer.precision in at_least(precision)}
     names |= {f"ours over gRPC {precision}"}
     device = torch.device("cpu")
-    peak = peak_of(precision)
+    peak_flops = peak_flops_of(precision)
     step_bytes = bytes_per_step(load, precision)
-    memory = load.new_tokens * step_bytes / peak.bytes_per_second
-    arithmetic = flops_of(load) / peak.flops
+    memory = load.new_tokens * step_bytes / bandwidth
+    arithmetic = flops_of(load) / peak_flops
+    measured = {"ours": mine, **({"ours over gRPC": over_grpc} if over_grpc else {})}
+    measured |= {entry.name: entry for entry in rivals}
     yield Cell(
         suite="inference",
         cell=load.cell(precision),
@@ -185,28 +193,42 @@ def cell_of(
         peers={entry.name: entry.median_seconds for entry in rivals},
         bound=memory if load.new_tokens > 1 else arithmetic,
         bound_applies=load.new_tokens == 1 or step_bytes > cache_bytes(),
-        guard=guard_of(load, precision, mine, threads),
+        guards=tuple(guards_of(load, precision, mine, over_grpc, threads)),
         device=device_name(device),
         threads=threads,
         amount=load.concurrency * load.new_tokens,
         unit="tokens" if load.new_tokens > 1 else "",
         over_grpc=over_grpc.median_seconds if over_grpc else None,
         missing={name: why for name, why in missing.items() if name in names},
+        turns={name: entry.seconds for name, entry in measured.items()},
+        versions={entry.name: entry.process.version for entry in rivals},
         notes=(
             f"a step reads {step_bytes / 1e6:,.0f} MB; memory was measured at "
-            f"{peak.bytes_per_second / 1e9:,.1f} GB/s, the largest cache holds "
+            f"{bandwidth / 1e9:,.1f} GB/s, the largest cache holds "
             f"{cache_bytes() / 1e6:,.0f} MB",
-            f"its arithmetic takes {arithmetic * 1e3:,.1f} ms at the {peak.flops / 1e9:,.0f} "
+            f"its arithmetic takes {arithmetic * 1e3:,.1f} ms at the {peak_flops / 1e9:,.0f} "
             f"GFLOP/s that torch was measured at, its memory reads {memory * 1e3:,.1f} ms",
             *agreement(load, rivals),
         ),
     )
 
 
-def guard_of(load: Load, precision: str, mine: Entry, threads: int) -> Guard:
+def guards_of(
+    load: Load, precision: str, mine: Entry, over_grpc: Entry | None, threads: int
+) -> Iterator[Guard]:
+    """What is checked of the tokens of the first turn, and of the arithmetic that made them."""
+    prompts = load.prompts(1)
     if precision == "float32":
-        return inference_guard.token_guard(load.network, load.prompts(1), mine.token_ids)
-    return inference_guard.perplexity_guard(load.network, precision, threads)
+        yield inference_guard.token_guard(load.network, prompts, mine.token_ids)
+    else:
+        yield inference_guard.perplexity_guard(load.network, precision, threads)
+        yield inference_guard.decode_guard(
+            load.network, precision, prompts, mine.token_ids, threads
+        )
+    if over_grpc is not None:
+        pairs = zip(mine.token_ids, over_grpc.token_ids, strict=True)
+        differing = sum(ours != theirs for ours, theirs in pairs)
+        yield Guard("answers over gRPC that differ from those in process", differing, 0)
 
 
 def agreement(load: Load, rivals: Sequence[Entry]) -> Iterator[str]:
@@ -247,14 +269,25 @@ def flops_of(load: Load) -> float:
 
 
 @functools.cache
-def peak_of(precision: str) -> Peak:
-    """The processor's measured peaks: float32 arithmetic for float32, else the faster type's."""
+def peak_flops_of(precision: str) -> float:
+    """The processor's measured peak: in float32 for float32, else in the faster type."""
+    dtypes = [torch.float32] if precision == "float32" else [torch.float32, torch.bfloat16]
     device = torch.device("cpu")
-    peak = measure_peak(device, torch.float32)
-    if precision == "float32":
-        return peak
-    half = measure_peak(device, torch.bfloat16, bandwidth=False)
-    return Peak(max(peak.flops, half.flops), peak.bytes_per_second, peak.source)
+    return max(measure_peak(device, dtype, bandwidth=False).flops or 0.0 for dtype in dtypes)
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second that the processor reads now: a shared machine's change by the minute."""
+    return measure_peak(torch.device("cpu"), torch.float32).bytes_per_second or 0.0
+
+
+def _each_with_a_bandwidth(
+    rounds: Iterable[list[list[int]]], bandwidths: list[float]
+) -> Iterator[list[list[int]]]:
+    """The rounds; before each the memory has a turn: the bound is of the same minutes."""
+    for prompts in rounds:
+        bandwidths.append(memory_bandwidth())
+        yield prompts
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Whether fast inference is right: float32 by its tokens, fewer bits by perplexity on new text.
 
 The reference of both is the float32 network without a cache. Greedy tokens are equal to its own if
-each of them is its likeliest one after those before, which a single pass over all tells.
+each of them is its likeliest one after those before, which a single pass over all tells. With fewer
+bits they are held against such a pass of our own runner, whose arithmetic the perplexity is of.
 """
 
 import functools
@@ -47,6 +48,19 @@ def num_differing_tokens(folder: Path, prompts: Ids, token_ids: Ids) -> int:
             likeliest = model.logits(hidden).argmax(1)
         differing += int((likeliest != torch.tensor(sampled)).sum())
     return differing
+
+
+def decode_guard(
+    network: Network, precision: str, prompts: Ids, token_ids: Ids, threads: int
+) -> Guard:
+    """How many of our greedy tokens, of the first sequences, were decoded one by one as a single
+    pass over all of them would not have them."""
+    runner = runner_for(network.folder, precision, num_slots=1, threads=threads)
+    differing = 0
+    for prompt, sampled in list(zip(prompts, token_ids, strict=True))[:CHECKED_SEQUENCES]:
+        whole = ChunkInput(0, 0, [*prompt, *sampled[:-1]], num_logits=len(sampled))
+        differing += int((runner.forward([whole]).argmax(1) != np.array(sampled)).sum())
+    return Guard("tokens decoded otherwise than in one pass", differing, 0)
 
 
 @functools.cache

@@ -26,7 +26,7 @@ def _lines(cell: Cell) -> Iterator[str]:
         reached = f"ours reaches {cell.share_of_bound:.0%}{applies}"
         yield f"  {_speed(cell, cell.bound)}  what the measured peak would allow; {reached}"
     if cell.target is not None:
-        met = "met" if cell.ours <= cell.target else "NOT MET"
+        met = "met" if cell.meets_target else "NOT MET"
         yield f"  {_speed(cell, cell.target)}  target: {met}"
     for name, size in sorted(cell.memory.items(), key=lambda memory: memory[1]):
         yield f"  {size / 1e6:13,.0f} MB  at most, {name}"
@@ -34,9 +34,9 @@ def _lines(cell: Cell) -> Iterator[str]:
         yield f"  {cell.memory_ratio:16.2f}  memory of ours over the most modest peer's"
     for note in cell.notes:
         yield f"  {note}"
-    guard = cell.guard
-    verdict = "holds" if guard.holds else "DOES NOT HOLD"
-    yield f"  guard {verdict}: {guard.what}: {guard.value:.3g}, allowed {guard.limit:g}"
+    for guard in cell.guards:
+        verdict = "holds" if guard.holds else "DOES NOT HOLD"
+        yield f"  guard {verdict}: {guard.what}: {guard.value:.3g}, allowed {guard.limit:g}"
 
 
 def _speed(cell: Cell, seconds: float) -> str:

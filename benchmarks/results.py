@@ -9,6 +9,8 @@ from typing import Any
 from benchmarks.cell import Cell
 
 RESULTS = Path(__file__).parent / "out" / "latest.json"
+QUICK_RESULTS = RESULTS.with_name("quick.json")
+"""Of runs that only show that all runs: their figures never stand among the others."""
 
 
 def read_results(path: Path = RESULTS) -> list[dict[str, Any]]:

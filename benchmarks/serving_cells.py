@@ -79,7 +79,7 @@ def start(
         title,
         ours=median(seconds),
         goal=goal,
-        guard=Guard("starts without a first token", starts - len(seconds), 0),
+        guards=(Guard("starts without a first token", starts - len(seconds), 0),),
     )
 
 
@@ -110,7 +110,7 @@ def streaming(title: str, options: Options) -> Cell:
         ours=median(with_streams),
         peers={"without streams": median(without)},
         goal=STREAMING_FACTOR * median(without),
-        guard=Guard("tokens that did not arrive", missing, 0),
+        guards=(Guard("tokens that did not arrive", missing, 0),),
     )
 
 
@@ -132,7 +132,7 @@ def queueing(title: str, options: Options) -> Cell:
         ours=median(waiting),
         peers={"each sent when another is done": median(alone)},
         goal=QUEUE_FACTOR * median(alone),
-        guard=Guard("tokens that did not arrive", missing, 0),
+        guards=(Guard("tokens that did not arrive", missing, 0),),
         unit="tokens",
     )
 
@@ -151,8 +151,12 @@ def memory(title: str, num_requests: int) -> Cell:
     return cell(
         title,
         ours=seconds / counted,
-        guard=Guard(
-            "growth of resident memory, in kB a request", growth / 1e3 / counted, GROWTH_LIMIT_KB
+        guards=(
+            Guard(
+                "growth of resident memory, in kB a request",
+                growth / 1e3 / counted,
+                GROWTH_LIMIT_KB,
+            ),
         ),
         unit="requests",
         notes=(f"resident memory went from {before / 1e6:.1f} MB by {growth / 1e6:+.1f} MB",),

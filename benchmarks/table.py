@@ -29,6 +29,7 @@ COLUMNS = (
 )
 TRAINING = tuple("memory / least" if name == "over gRPC" else name for name in COLUMNS)
 NARROW = ("cell", "measured", "allowed", "compared with", "target", "guard")
+QUALITY = NARROW[:-1]
 
 Result = dict[str, Any]
 
@@ -38,7 +39,9 @@ def table(suite: str, results: Sequence[Result]) -> str:
     found = [result for result in results if result["suite"] == suite]
     columns, row = SHAPES.get(suite, (COLUMNS, _row))
     lines = [*_machine(found), "", _line(columns), _line("---" for _ in columns)]
-    return "\n".join([*lines, *(_line(row(result)) for result in found)]) + "\n"
+    lines += [_line(row(result)) for result in found]
+    remarks = _runs(found) if suite == "quality" else _remarks(found)
+    return "\n".join([*lines, *remarks]) + "\n"
 
 
 def with_tables(document: str, results: Sequence[Result]) -> str:
@@ -57,6 +60,32 @@ def _machine(results: Sequence[Result]) -> Iterator[str]:
     for where in sorted({(r["device"], r["threads"], r["measured_at"][:10]) for r in results}):
         device, threads, day = where
         yield f"Measured on {day}: {device}, {threads} threads."
+
+
+def _remarks(results: Sequence[Result]) -> Iterator[str]:
+    """Below the table: which versions were measured, and which peers were not, with the reason."""
+    versions = sorted({v for result in results for v in result["versions"].values()})
+    if versions:
+        yield ""
+        yield f"Versions: {', '.join(versions)}."
+    absent: dict[str, list[str]] = {}
+    for result in results:
+        for name, why in result["missing"].items():
+            reason, _, _ = why.partition("; see ")  # a log on the machine that measured
+            absent.setdefault(f"{name}: {reason}", []).append(result["cell"])
+    if absent:
+        yield ""
+        yield "Not measured, or not to the end, and so not beaten:"
+        yield ""
+        for reason, cells in absent.items():
+            where = "" if len(cells) == len(results) else f" ({'; '.join(cells)})"
+            yield f"- {reason}{where}"
+
+
+def _runs(results: Sequence[Result]) -> Iterator[str]:
+    """Below the table of times to a loss: each run."""
+    yield ""
+    yield from (f"- {note}" for result in results for note in result["notes"])
 
 
 def _row(result: Result) -> Iterator[str]:
@@ -88,14 +117,21 @@ def _narrow_row(result: Result) -> Iterator[str]:
     yield result["cell"]
     yield _speed(result, result["ours"])
     yield _speed(result, result["goal"]) if result["goal"] else ""
-    yield "; ".join(f"{_speed(result, s)} {name}" for name, s in result["peers"].items())
+    peers = [f"{_speed(result, seconds)} {name}" for name, seconds in result["peers"].items()]
+    yield "; ".join([*peers, *(f"{name}: {why}" for name, why in result["missing"].items())])
     yield _met(result)
     yield _guard(result)
 
 
+def _quality_row(result: Result) -> Iterator[str]:
+    """Without a guard: the loss is what is measured."""
+    *row, _ = _narrow_row(result)
+    yield from row
+
+
 SHAPES = {
     "serving": (NARROW, _narrow_row),
-    "quality": (NARROW, _narrow_row),
+    "quality": (QUALITY, _quality_row),
     "training": (TRAINING, _training_row),
 }
 """Columns and rows of suites that differ from the rest."""
@@ -112,9 +148,12 @@ def _met(result: Result) -> str:
 
 
 def _guard(result: Result) -> str:
-    guard = result["guard"]
-    verdict = "" if guard["holds"] else " **fails**"
-    return f"{guard['what']}: {guard['value']:.4g} of {guard['limit']:g}{verdict}"
+    return "; ".join(_check(check) for check in result["guard"]["checks"])
+
+
+def _check(check: Result) -> str:
+    verdict = "" if check["holds"] else ", **fails**"
+    return f"{check['what']}: {check['value']:.4g} (at most {check['limit']:g}{verdict})"
 
 
 def _line(cells: Iterable[str]) -> str:

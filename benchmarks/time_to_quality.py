@@ -15,12 +15,12 @@ of the run, evaluations and checkpoints included; the start of the process and t
     --key=value        any other hyperparameter, in place of the first preset's
 
 Each run is kept in benchmarks/out/time_to_quality.json when it is over, and not run again while it
-is there. The median goes to the other results: `python -m benchmarks.table --write` shows it,
-`python -m benchmarks.training_picture` draws the losses.
+is there: remove the file when the trainer has changed. The median goes to the other results:
+`python -m benchmarks.table --write` shows it, `python -m benchmarks.training_picture` draws the
+losses.
 """
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cell import Cell, Guard
+from benchmarks.cell import Cell
 from benchmarks.networks import CPU_SHAPE
 from benchmarks.results import RESULTS, read_results, write_result, write_results
 from nanogpt.config import TrainConfig, load_preset
@@ -64,15 +64,22 @@ class Run:
     """One run that is over."""
 
     recipe: str
-    values: dict[str, Any]
-    """Hyperparameters in place of the recipe's."""
-    target: float
-    seed: int
+    config: dict[str, Any]
+    """All hyperparameters that it was given: another preset is another run."""
     curve: list[tuple[int, float, float]]
     """Step, seconds and validation loss of each evaluation."""
     cpu_seconds: float
     device: str
     threads: int
+
+    @property
+    def target(self) -> float:
+        """Loss at which it ends."""
+        return float(self.config["target_val_loss"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
 
     @property
     def seconds(self) -> float:
@@ -85,9 +92,13 @@ class Run:
         return min(loss for _, _, loss in self.curve)
 
 
-def key_of(recipe: str, values: dict[str, Any], target: float, seed: int) -> tuple[object, ...]:
-    """What makes another run the same one."""
-    return recipe, json.dumps(values, sort_keys=True), target, seed
+def is_kept(run: Run, recipe: str, config: dict[str, Any]) -> bool:
+    """Whether this run is of that recipe, with those hyperparameters, on this machine."""
+    return (run.recipe, run.config, run.device, run.threads) == (recipe, config, *_machine())
+
+
+def _machine() -> tuple[str, int]:
+    return device_name(torch.device("cpu")), torch.get_num_threads()
 
 
 def read_runs(path: Path) -> list[Run]:
@@ -107,10 +118,8 @@ def recipe_values(name: str) -> dict[str, Any]:
     return dict(load_preset(name).config)
 
 
-def measure(text: Path, recipe: str, values: dict[str, Any], target: float, seed: int) -> Run:
+def measure(text: Path, recipe: str, config: dict[str, Any]) -> Run:
     """Trains until the target, or the recipe's end."""
-    config = {**recipe_values(recipe), **values}
-    config |= {"eval_whole_split": True, "target_val_loss": target, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         prepare_text(text, Path(folder) / "dataset", tokenizer="char")
         run = RunDirectory(Path(folder) / "run")
@@ -124,8 +133,7 @@ def measure(text: Path, recipe: str, values: dict[str, Any], target: float, seed
             for event in EventReader(run.metrics_path).read()
             if isinstance(event.body, Evaluation)
         ]
-    where = device_name(torch.device("cpu"))
-    return Run(recipe, values, target, seed, curve, cpu, where, torch.get_num_threads())
+    return Run(recipe, config, curve, cpu, *_machine())
 
 
 def cell(recipes: Sequence[str], runs: Sequence[Run], goal: float | None) -> Cell | None:
@@ -142,14 +150,18 @@ def cell(recipes: Sequence[str], runs: Sequence[Run], goal: float | None) -> Cel
         ours=seconds[ours],
         peers={name: seconds[name] for name in reached},
         bound=None,
-        guard=Guard("median of the lowest loss", lowest[ours], target),
+        guards=(),
         device=runs[0].device,
         threads=runs[0].threads,
         missing={
             name: f"ends at {lowest[name]:.4f}" for name in recipes[1:] if name not in reached
         },
         goal=goal,
-        notes=(f"{len(runs)} runs, seeds {sorted({r.seed for r in runs})}",),
+        notes=tuple(
+            f"{r.recipe}, seed {r.seed}: {r.lowest:.4f} at the lowest, ended after "
+            f"{r.curve[-1][1]:.0f} s"
+            for r in runs
+        ),
     )
 
 
@@ -166,17 +178,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--goal", type=float)
     options, rest = parser.parse_known_args(arguments)
     recipes, values = options.presets.split(","), _values(rest)
-    kept = {key_of(r.recipe, r.values, r.target, r.seed): r for r in read_runs(RUNS)}
-    runs = []
+    kept, runs = read_runs(RUNS), []
     for seed in map(int, options.seeds.split(",")):
         for recipe in recipes:  # in turns
-            changed = values if recipe == recipes[0] else {}
-            key = key_of(recipe, changed, options.target, seed)
-            if key not in kept:
+            config = {**recipe_values(recipe), **(values if recipe == recipes[0] else {})}
+            config |= {"eval_whole_split": True, "target_val_loss": options.target, "seed": seed}
+            run = next((r for r in kept if is_kept(r, recipe, config)), None)
+            if run is None:
                 print(f"\n{recipe}, seed {seed}", flush=True)
-                kept[key] = measure(options.text, recipe, changed, options.target, seed)
-                keep_run(kept[key], RUNS)
-            runs.append(kept[key])
+                run = measure(options.text, recipe, config)
+                keep_run(run, RUNS)
+            runs.append(run)
     print(f"\n{'recipe':<28} {'seed':>5} {'steps':>6} {'seconds':>8} {'CPU s':>8} {'lowest':>8}")
     for run in runs:
         step, _, _ = run.curve[-1]

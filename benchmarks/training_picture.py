@@ -2,7 +2,7 @@
 
 python -m benchmarks.training_picture     writes docs/training.svg
 
-One panel has the speed of a step beside peers, as multiples of nanoGPT's float32 step; the others,
+One panel has the speed of a step beside peers, as multiples of a plain float32 loop's; the others,
 one a target, the validation loss over seconds of training: medians of all seeds, up to the median
 run's end.
 """
@@ -44,7 +44,7 @@ def _speeds(results: Sequence[Result]) -> list[Panel]:
         if shown and all(seconds):
             plain = [cell["peers"][PLAIN] for _, cell in shown]
             lines.append(Line(label, [p / s for p, s in zip(plain, seconds, strict=True)]))
-    title = "one step", "times nanoGPT's float32 speed"
+    title = "one step", "times a plain float32 loop"
     return [Panel(*title, [label for label, _ in shown], lines)] if lines else []
 
 

@@ -6,6 +6,7 @@ float32, as nanoGPT does on a CPU, with torch's fused AdamW, which nanoGPT does 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -72,6 +73,12 @@ def initial_weights(work: Work) -> dict[str, Tensor]:
 def peers_of(work: Work) -> list[str]:
     """The names of those beside ours."""
     return [PLAIN, TRANSFORMERS, *([ENCODER] if work is SMALL else [])]
+
+
+def version_of(name: str) -> str:
+    """Name and version of what that peer is made of."""
+    package = "transformers" if name == TRANSFORMERS else "torch"
+    return f"{package} {version(package)}"
 
 
 def peer(work: Work, name: str) -> Step:

@@ -17,7 +17,7 @@ CELL = Cell(
     peers={"slow": 6.0, "fast": 3.0},
     bound=1.0,
     bound_applies=False,
-    guard=Guard("rise, in %", 1.25, 1.0),
+    guards=(Guard("rise, in %", 1.25, 1.0), Guard("wrong tokens", 0, 0)),
     device="a processor",
     threads=2,
     amount=100,
@@ -31,7 +31,7 @@ SERVING = Cell(
     peers={},
     bound=None,
     goal=3.0,
-    guard=Guard("lost", 0, 0),
+    guards=(Guard("lost", 0, 0),),
     device="a processor",
     threads=2,
 )
@@ -59,14 +59,35 @@ def test_a_row_has_every_figure(tmp_path: Path) -> None:
         "best peer": "33 tokens/s fast",
         "ours / best": "1.50",
         "of the bound": "50% (in cache)",
-        "target": "met",
-        "guard": "rise, in %: 1.25 of 1 **fails**",
+        "target": "**missed**",  # fast enough, and wrong
+        "guard": "rise, in %: 1.25 (at most 1, **fails**); wrong tokens: 0 (at most 0)",
     }
 
 
 def test_a_row_of_serving_shows_what_is_allowed(tmp_path: Path) -> None:
     _, _, row = rows(table("serving", results(tmp_path)))
-    assert row == ["cold start", "3.50 s", "3.00 s", "", "**missed**", "lost: 0 of 0"]
+    assert row == ["cold start", "3.50 s", "3.00 s", "", "**missed**", "lost: 0 (at most 0)"]
+
+
+def test_below_the_table_stand_versions_and_who_was_not_measured(tmp_path: Path) -> None:
+    why = {"broken": "it ended with exit code 1; see build/broken.log"}
+    versions = {"fast": "Fast 2.0", "slow": "Slow 1.0"}
+    path = tmp_path / "latest.json"
+    write_result(replace(CELL, missing=why, versions=versions), path)
+    write_result(replace(CELL, cell="small x 8, int8", missing={"absent": "not installed"}), path)
+    text = table("inference", read_results(path))
+    assert "\nVersions: Fast 2.0, Slow 1.0.\n" in text
+    assert "\n- broken: it ended with exit code 1 (small x 1, int8)\n" in text
+    assert "\n- absent: not installed (small x 8, int8)\n" in text
+
+
+def test_the_runs_to_a_loss_stand_below_their_table(tmp_path: Path) -> None:
+    path = tmp_path / "latest.json"
+    runs = replace(SERVING, suite="quality", guards=(), notes=("ours, seed 1: 1.4",))
+    write_result(replace(runs, missing={"theirs": "ends at 2.0"}), path)
+    text = table("quality", read_results(path))
+    assert rows(text)[2] == ["cold start", "3.50 s", "3.00 s", "theirs: ends at 2.0", "**missed**"]
+    assert text.endswith("\n- ours, seed 1: 1.4\n")
 
 
 def test_only_places_of_tables_change(tmp_path: Path) -> None:
