@@ -2,9 +2,12 @@
 
 import asyncio
 from array import array
+from dataclasses import replace
+from types import SimpleNamespace
 
 import grpc
 import pytest
+import torch
 from serving import (
     CONFIG,
     model_store,
@@ -22,6 +25,9 @@ from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.benchmark import inference as module
 from server.benchmark.inference import InferenceBenchmark, InferenceLoad, PeakMeter, percentiles
+from server.models import kernels as kernels_module
+from server.models.kernels import Kernels
+from server.models.runners import PRECISIONS, arithmetic_of
 from server.serving.request_stream import RequestStream
 
 PEAK = Peak(flops=1e9, bytes_per_second=1e9, source="configured")
@@ -241,13 +247,53 @@ async def test_fewer_bits_are_fewer_bytes_to_read(folder):
         assert result.mbu == pytest.approx(result.tokens_per_second * read / 1e9)
 
 
-async def test_peaks_are_measured_once(monkeypatch):
+async def test_peaks_of_a_type_are_measured_once(monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "measure_peak", lambda device, dtype: calls.append(device) or PEAK)
+    monkeypatch.setattr(module, "measure_peak", lambda device, dtype: calls.append(dtype) or PEAK)
     meter = PeakMeter()
-    device = module.torch.device("cpu")
-    assert await asyncio.gather(*(meter.peak(device) for _ in range(3))) == [PEAK] * 3
-    assert calls == [device]
+    device = torch.device("cpu")
+    types = ["float32", "bfloat16", "integer", "bfloat16", "float32"]
+    peaks = await asyncio.gather(*(meter.peak(device, arithmetic) for arithmetic in types))
+    unknown = Peak(flops=None, bytes_per_second=1e9, source="configured")
+    assert peaks == [PEAK, PEAK, unknown, PEAK, PEAK]
+    assert calls == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_the_type_of_the_arithmetic(has_instructions):
+    library = SimpleNamespace(multiplies_bfloat16=has_instructions)
+    half = "bfloat16" if has_instructions else "float32"
+    native = [arithmetic_of(precision, library) for precision in PRECISIONS]
+    assert native == ["float32", half, "integer", "integer"]
+    assert [arithmetic_of(p, None) for p in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+async def test_utilization_is_of_the_arithmetic_that_weights_are_multiplied_in(
+    folder, kernels, monkeypatch
+):
+    monkeypatch.setattr(kernels_module, "cached_kernels", lambda folder: folder)
+    monkeypatch.setattr(kernels_module, "Library", lambda path: kernels)
+    peaks = {torch.float32: 1e9, torch.bfloat16: 2e9}
+    monkeypatch.setattr(
+        module, "measure_peak", lambda device, dtype: replace(PEAK, flops=peaks[dtype])
+    )
+    load = pb.InferenceBenchmark(concurrency=[1], completion_tokens=2, requests=1)
+    for precision, dtype, peak in (
+        ("float32", "float32", 1e9),
+        ("bfloat16", *(("bfloat16", 2e9) if kernels.multiplies_bfloat16 else ("float32", 1e9))),
+        ("int8", "integer", None),
+        ("int4", "integer", None),
+    ):
+        native = Kernels(folder)
+        async with served(folder, precision=precision, kernels=native) as server:
+            call = server.inference.Benchmark(pb.BenchmarkRequest(inference=load))
+            (response,) = [response async for response in call]
+        native.close()
+        assert response.device.dtype == dtype
+        assert response.inference.HasField("mfu") == (peak is not None)
+        assert response.inference.HasField("mbu")
+        assert response.device.HasField("peak_flops") == (peak is not None)
+        assert response.device.peak_flops == (peak or 0)
 
 
 def test_percentiles_are_interpolated():

@@ -14,7 +14,7 @@ import statistics
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,12 +28,12 @@ from nanogpt.config import (
     option,
     range_violations,
 )
-from nanogpt.device import Peak, device_name, dtype_name, measure_peak
+from nanogpt.device import DTYPES, Peak, device_name, measure_peak
 from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token, mfu
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
-from server.models.loaded import SERVING_DTYPE, LoadedModel
-from server.models.runners import BYTES_PER_WEIGHT, bytes_per_kv_value
+from server.models.loaded import LoadedModel
+from server.models.runners import BYTES_PER_WEIGHT, Arithmetic, bytes_per_kv_value
 
 WARM_UP_TOKENS = 8
 MAX_LEVELS, MAX_CONCURRENCY = 16, 256
@@ -161,19 +161,21 @@ class _Window:
 
 
 class PeakMeter:
-    """Knows how fast a device can be, after one measurement off the event loop."""
+    """Knows how fast a device can be, after one measurement of each type off the event loop."""
 
     def __init__(self) -> None:
-        self._peaks: dict[str, Peak] = {}
+        self._peaks: dict[tuple[str, torch.dtype], Peak] = {}
         self._measuring = asyncio.Lock()
 
-    async def peak(self, device: torch.device) -> Peak:
-        """Peaks of a device in the arithmetic type that models are served in."""
+    async def peak(self, device: torch.device, arithmetic: Arithmetic) -> Peak:
+        """Peaks of a device in this type; of integers that of reading memory alone."""
+        if arithmetic == "integer":
+            return replace(await self.peak(device, "float32"), flops=None)
+        key = str(device), DTYPES[arithmetic]
         async with self._measuring:
-            if str(device) not in self._peaks:
-                measured = await asyncio.to_thread(measure_peak, device, SERVING_DTYPE)
-                self._peaks[str(device)] = measured
-        return self._peaks[str(device)]
+            if key not in self._peaks:
+                self._peaks[key] = await asyncio.to_thread(measure_peak, device, key[1])
+        return self._peaks[key]
 
 
 class InferenceBenchmark:
@@ -191,7 +193,7 @@ class InferenceBenchmark:
         return DeviceInfo(
             type=self._model.device.type,
             name=device_name(self._model.device),
-            dtype=dtype_name(SERVING_DTYPE),
+            dtype=self._model.arithmetic,
             threads=torch.get_num_threads(),
             peak_flops=self._peak.flops,
             peak_bytes_per_second=self._peak.bytes_per_second,

@@ -21,11 +21,8 @@ from nanogpt.inference.request import Request
 from nanogpt.tokenizer import Tokenizer
 from server.errors import NotFound, ResourceExhausted
 from server.models.catalog import ModelRef, damaged, tokenizer_of
-from server.models.runners import Precision, build_runner
+from server.models.runners import Arithmetic, Precision, build_runner
 from server.serving.engine_thread import EngineThread
-
-SERVING_DTYPE = torch.float32
-"""The arithmetic of float32 weights, whose peak benchmarks are compared with."""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,6 +39,8 @@ class LoadedModel:
     """How the weights are held."""
     is_native: bool
     """Whether it runs on native kernels, or on PyTorch."""
+    arithmetic: Arithmetic
+    """What its weights are multiplied in."""
     num_slots: int
     engine: EngineThread
     memory_bytes: int

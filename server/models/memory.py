@@ -26,7 +26,13 @@ from server.metrics import Metrics
 from server.models.catalog import ModelCatalog, ModelRef
 from server.models.kernels import Kernels
 from server.models.loaded import LoadedModel, build_engine
-from server.models.runners import Precision, check_precision, kernels_for, memory_bytes_of
+from server.models.runners import (
+    Precision,
+    arithmetic_of,
+    check_precision,
+    kernels_for,
+    memory_bytes_of,
+)
 from server.serving.engine_thread import EngineThread
 
 logger = logging.getLogger(__name__)
@@ -336,6 +342,7 @@ class ModelMemory:
             device=self._device,
             precision=precision,
             is_native=library is not None,
+            arithmetic=arithmetic_of(precision, library),
             num_slots=self._num_slots,
             engine=thread,
             memory_bytes=memory_bytes,

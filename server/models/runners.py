@@ -24,6 +24,9 @@ Precision = Literal["float32", "bfloat16", "int8", "int4"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+Arithmetic = Literal["float32", "bfloat16", "integer"]
+"""The type of numbers that are multiplied."""
+
 TORCH_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5625}
@@ -40,6 +43,14 @@ def kernels_for(precision: Precision, kernels: Kernels) -> Library | None:
     """What a model loaded now is to run on; None is PyTorch. Waits for kernels that are still
     being compiled only if PyTorch cannot have this precision: run it off the event loop."""
     return kernels.now() if precision in TORCH_PRECISIONS else kernels.wait()
+
+
+def arithmetic_of(precision: Precision, library: Library | None) -> Arithmetic:
+    """What a model multiplies its weights in, on the kernels of `library` or on PyTorch."""
+    if precision not in TORCH_PRECISIONS:
+        return "integer"
+    widens = library is not None and not library.multiplies_bfloat16
+    return "bfloat16" if precision == "bfloat16" and not widens else "float32"
 
 
 def bytes_per_kv_value(precision: Precision, is_native: bool) -> int:

@@ -169,7 +169,8 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 load.check_fits(model.model_config)
             except InvalidConfig as error:
                 raise invalid("inference", error) from None
-            benchmark = InferenceBenchmark(model, load, await self._peaks.peak(model.device))
+            peak = await self._peaks.peak(model.device, model.arithmetic)
+            benchmark = InferenceBenchmark(model, load, peak)
             for concurrency in load.concurrency:
                 response = pb.BenchmarkResponse(
                     inference=inference_result_to_pb(await benchmark.measure(concurrency)),

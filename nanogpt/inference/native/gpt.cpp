@@ -476,4 +476,7 @@ int64_t nanogpt_weight_bytes(const Network* network) { return network->num_weigh
 
 /// Logits lie in rows of vocab_size rounded up to a multiple of this.
 int32_t nanogpt_panel() { return PANEL; }
+
+/// Whether bfloat16 weights are multiplied in bfloat16, and not widened to float32 first.
+bool nanogpt_multiplies_bfloat16() { return BFLOAT16_PRODUCTS; }
 }

@@ -96,3 +96,7 @@ class Library:
         library.nanogpt_panel.argtypes, library.nanogpt_panel.restype = [], int32
         self.panel: int = library.nanogpt_panel()
         """Logits lie in rows of vocab_size rounded up to a multiple of this."""
+        multiplies_bfloat16 = library.nanogpt_multiplies_bfloat16
+        multiplies_bfloat16.argtypes, multiplies_bfloat16.restype = [], ctypes.c_bool
+        self.multiplies_bfloat16: bool = multiplies_bfloat16()
+        """Whether bfloat16 weights are multiplied in bfloat16, else in float32."""
