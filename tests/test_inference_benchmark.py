@@ -3,7 +3,6 @@
 import asyncio
 from array import array
 from dataclasses import replace
-from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -27,7 +26,6 @@ from server.benchmark import inference as module
 from server.benchmark.inference import InferenceBenchmark, InferenceLoad, PeakMeter, percentiles
 from server.models import kernels as kernels_module
 from server.models.kernels import Kernels
-from server.models.runners import PRECISIONS, arithmetic_of
 from server.serving.request_stream import RequestStream
 
 PEAK = Peak(flops=1e9, bytes_per_second=1e9, source="configured")
@@ -257,15 +255,6 @@ async def test_peaks_of_a_type_are_measured_once(monkeypatch):
     unknown = Peak(flops=None, bytes_per_second=1e9, source="configured")
     assert peaks == [PEAK, PEAK, unknown, PEAK, PEAK]
     assert calls == [torch.float32, torch.bfloat16]
-
-
-@pytest.mark.parametrize("has_instructions", [True, False])
-def test_the_type_of_the_arithmetic(has_instructions):
-    library = SimpleNamespace(multiplies_bfloat16=has_instructions)
-    half = "bfloat16" if has_instructions else "float32"
-    native = [arithmetic_of(precision, library) for precision in PRECISIONS]
-    assert native == ["float32", half, "integer", "integer"]
-    assert [arithmetic_of(p, None) for p in ("float32", "bfloat16")] == ["float32", "bfloat16"]
 
 
 async def test_utilization_is_of_the_arithmetic_that_weights_are_multiplied_in(

@@ -33,7 +33,7 @@ from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token, mfu
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
 from server.models.loaded import LoadedModel
-from server.models.runners import BYTES_PER_WEIGHT, Arithmetic, bytes_per_kv_value
+from server.models.runners import Arithmetic, bytes_per_kv_value, bytes_per_weight
 
 WARM_UP_TOKENS = 8
 MAX_LEVELS, MAX_CONCURRENCY = 16, 256
@@ -331,7 +331,7 @@ class InferenceBenchmark:
         precision, is_native = self._model.precision, self._model.is_native
         step_bytes = decode_bytes_per_step(
             config,
-            bytes_per_weight=BYTES_PER_WEIGHT[precision],
+            bytes_per_weight=bytes_per_weight(config, precision),
             bytes_per_kv_value=bytes_per_kv_value(precision, is_native),
             batch=batch,
             context_tokens=context,

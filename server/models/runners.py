@@ -53,6 +53,16 @@ def arithmetic_of(precision: Precision, library: Library | None) -> Arithmetic:
     return "bfloat16" if precision == "bfloat16" and not widens else "float32"
 
 
+def bytes_per_weight(config: ModelConfig, precision: Precision) -> float:
+    """What a multiplied weight takes, in the mean: with int4 the output layer is held as int8, see
+    nanogpt/inference/native/gpt.cpp."""
+    head = config.n_member * config.vocab_size * config.n_embd
+    weights = multiplied_weights(config)
+    head_precision = "int8" if precision == "int4" else precision
+    of_head, of_rest = BYTES_PER_WEIGHT[head_precision], BYTES_PER_WEIGHT[precision]
+    return of_rest + (of_head - of_rest) * head / weights
+
+
 def bytes_per_kv_value(precision: Precision, is_native: bool) -> int:
     """What one number of keys and values takes."""
     return 2 if is_native and precision != "float32" else 4
@@ -64,13 +74,13 @@ def memory_bytes_of(
     """What a model takes: its weights, and keys and values of every slot's whole window."""
     kv_values = 2 * config.num_blocks * num_slots * config.block_size * config.n_embd
     kv_bytes = kv_values * bytes_per_kv_value(precision, library is not None)
-    bytes_per_weight = BYTES_PER_WEIGHT[precision]
+    weight_bytes = bytes_per_weight(config, precision)
     if library is None:
-        return round(parameter_count(config) * bytes_per_weight) + kv_bytes
+        return round(parameter_count(config) * weight_bytes) + kv_bytes
     # the kernels look tokens and positions up in float32, beside the head, tied or not
     rows = config.vocab_size + (0 if config.is_modern else config.block_size)
     embedding_bytes = 4 * config.n_member * rows * config.n_embd
-    return round(multiplied_weights(config) * bytes_per_weight) + embedding_bytes + kv_bytes
+    return round(multiplied_weights(config) * weight_bytes) + embedding_bytes + kv_bytes
 
 
 def build_runner(
