@@ -30,7 +30,7 @@ from benchmarks.inference_peers import (
 from benchmarks.networks import CHAR, GPT2, Network, prepare_network
 from benchmarks.plan import Options, Plan
 from nanogpt.device import device_name, measure_peak
-from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token
+from nanogpt.flops import decode_bytes_per_step, request_flops
 
 HOPELESS_FACTOR = 1.5
 WARM_UP_TOKENS = 4
@@ -260,12 +260,9 @@ def bytes_per_step(load: Load, precision: str) -> float:
 
 
 def flops_of(load: Load) -> float:
-    """Operations of the whole load; the output layer runs for sampled tokens only."""
-    config = load.network.config
-    num_tokens = load.prompt_tokens + load.new_tokens - 1
-    head = 2 * config.vocab_size * config.n_embd
-    each = num_tokens * decode_flops_per_token(config, (num_tokens + 1) // 2)
-    return load.concurrency * (each - (load.prompt_tokens - 1) * head)
+    """Operations of the whole load."""
+    each = request_flops(load.network.config, load.prompt_tokens, load.new_tokens)
+    return load.concurrency * each
 
 
 @functools.cache

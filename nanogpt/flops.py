@@ -47,6 +47,19 @@ def decode_flops_per_token(config: ModelConfig, context_tokens: int) -> int:
     return 2 * multiplied_weights(config) + attention
 
 
+def request_flops(config: ModelConfig, prompt_tokens: int, new_tokens: int) -> int:
+    """Sampling `new_tokens` after a prompt.
+
+    All tokens but the last sampled one pass through the network, at contexts of 1, 2, 3, ...;
+    the count is linear in the context, so the mean context gives the sum. The output layer,
+    2 * vocab_size * n_embd for each member, runs for sampled tokens only.
+    """
+    num_tokens = prompt_tokens + new_tokens - 1
+    mean_context = min((num_tokens + 1) // 2, config.block_size)
+    head = 2 * config.n_member * config.vocab_size * config.n_embd
+    return num_tokens * decode_flops_per_token(config, mean_context) - (prompt_tokens - 1) * head
+
+
 def decode_bytes_per_step(
     config: ModelConfig,
     *,

@@ -72,6 +72,17 @@ def test_decoding_reads_the_weights_once_for_the_whole_batch():
     assert eight - one == 7 * 2 * 2 * 6 * 384 * 100
 
 
+@pytest.mark.parametrize("config", [CHAR, replace(CHAR, n_member=3)])
+def test_a_request_computes_every_token_and_logits_of_sampled_ones(config):
+    head = 2 * config.n_member * 65 * 384
+    one = [flops.decode_flops_per_token(config, context) for context in range(1, 10)]
+    assert flops.request_flops(config, prompt_tokens=1, new_tokens=9) == sum(one)
+    assert flops.request_flops(config, prompt_tokens=7, new_tokens=3) == sum(one) - 6 * head
+    # no token attends to more than the window
+    longest = flops.decode_flops_per_token(config, config.block_size)
+    assert flops.request_flops(config, prompt_tokens=1, new_tokens=1000) == 1000 * longest
+
+
 def test_mfu_is_unset_without_a_peak():
     assert flops.mfu(1e12, None) is None
     assert flops.mfu(1e12, 4e12) == 0.25

@@ -29,7 +29,7 @@ from nanogpt.config import (
     range_violations,
 )
 from nanogpt.device import DTYPES, Peak, device_name, measure_peak
-from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token, mfu
+from nanogpt.flops import decode_bytes_per_step, mfu, request_flops
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
 from server.models.loaded import LoadedModel
@@ -223,7 +223,7 @@ class InferenceBenchmark:
         seconds = sum(window.seconds for window in counted)
         requests_per_second = len(laps) / seconds
         tokens_per_second = requests_per_second * load.completion_tokens
-        flops_per_second = requests_per_second * self._flops_per_request()
+        flops = request_flops(model.model_config, load.prompt_tokens, load.completion_tokens)
         bytes_per_second = tokens_per_second * self._bytes_per_token(concurrency)
         peak_bytes = self._peak.bytes_per_second
         return InferenceResult(
@@ -235,7 +235,7 @@ class InferenceBenchmark:
             tokens_per_second=tokens_per_second,
             time_to_first_token_seconds=percentiles(lap.first_token_seconds for lap in laps),
             inter_token_latency_seconds=percentiles(gap for lap in laps for gap in lap.gaps),
-            mfu=mfu(flops_per_second, self._peak.flops),
+            mfu=mfu(requests_per_second * flops, self._peak.flops),
             mbu=bytes_per_second / peak_bytes if peak_bytes else None,
             time_per_output_token_seconds=percentiles(lap.seconds_per_token for lap in laps),
             e2e_latency_seconds=percentiles(lap.total_seconds for lap in laps),
@@ -308,20 +308,6 @@ class InferenceBenchmark:
         finally:
             stream.cancel()
         return _Lap(stream.timings.time_to_first_token_seconds, gaps)
-
-    def _flops_per_request(self) -> float:
-        """Floating-point operations that one request needs.
-
-        All tokens but the last sampled one pass through the network, at contexts of 1, 2, 3, ...;
-        the count is linear in the context, so the mean context gives the sum. The output layer,
-        2 * vocab_size * n_embd for each member, runs for sampled tokens only.
-        """
-        config, load = self._model.model_config, self._load
-        num_tokens = load.prompt_tokens + load.completion_tokens - 1
-        mean_context = min((num_tokens + 1) // 2, config.block_size)
-        head = 2 * config.n_member * config.vocab_size * config.n_embd
-        unsampled = load.prompt_tokens - 1
-        return num_tokens * decode_flops_per_token(config, mean_context) - unsampled * head
 
     def _bytes_per_token(self, concurrency: int) -> float:
         """Bytes of weights and KV cache read for each sampled token: a batch shares a step."""
