@@ -9,6 +9,7 @@ import pytest
 import torch
 from serving import (
     CONFIG,
+    LONG,
     model_store,
     refused,
     sample,
@@ -99,10 +100,30 @@ async def test_a_cancelled_benchmark_cancels_its_requests(folder):
 
 async def test_a_benchmark_is_bound_by_the_queue_like_all(folder):
     async with served(folder, num_slots=1, max_waiting=1) as server:
-        load = pb.InferenceBenchmark(concurrency=[3])
-        error = await refused(server.inference.Benchmark(pb.BenchmarkRequest(inference=load)))
+        request = pb.BenchmarkRequest(inference=pb.InferenceBenchmark(concurrency=[2]))
+        endless = pb.StoppingParams(max_new_tokens=LONG, ignore_end_of_text=True)
+        other = server.inference.Generate(pb.GenerateRequest(stopping=endless))
+        await other.read()
+        error = await refused(server.inference.Benchmark(request))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        other.cancel()
         await until(lambda: server.load() == (0, 0, 0))
+        assert [response async for response in server.inference.Benchmark(request)]
+
+
+async def test_more_requests_than_the_queue_ever_takes_are_refused_at_once(folder):
+    async with served(folder, num_slots=1, max_waiting=1) as server:
+        load = pb.InferenceBenchmark(concurrency=[2, 3, 256], prompt_tokens=CONFIG.block_size)
+        error = await refused(server.inference.Benchmark(pb.BenchmarkRequest(inference=load)))
+        found = violations(error)
+        assert set(found) == {
+            "inference.concurrency[1]",
+            "inference.concurrency[2]",
+            "inference.prompt_tokens",
+        }
+        assert found["inference.concurrency[1]"].startswith("must be at most 2, ")
+        assert found["inference.concurrency[1]"].endswith(", got 3")
+        assert server.load() == (0, 0, 0)
 
 
 async def test_wrong_fields_are_named(folder):

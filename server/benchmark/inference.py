@@ -21,7 +21,6 @@ import torch
 
 from nanogpt.config import (
     InvalidConfig,
-    ModelConfig,
     SamplingParams,
     StoppingParams,
     Violation,
@@ -74,11 +73,23 @@ class InferenceLoad:
         if found:
             raise InvalidConfig(found)
 
-    def check_fits(self, config: ModelConfig) -> None:
-        """Raises InvalidConfig if a prompt would fill the model's window."""
-        if self.prompt_tokens >= config.block_size:
-            problem = f"must be below block_size ({config.block_size}), got {self.prompt_tokens}"
-            raise InvalidConfig([Violation("prompt_tokens", problem)])
+    def check_fits(self, block_size: int, most_requests: int) -> None:
+        """Raises InvalidConfig if a prompt would fill the model's window, or if more requests at a
+        time are asked for than its queue ever takes."""
+        found = [
+            Violation(
+                f"concurrency[{index}]",
+                f"must be at most {most_requests}, as many requests as this server lets run and "
+                f"wait at a time, got {level}",
+            )
+            for index, level in enumerate(self.concurrency)
+            if level > most_requests
+        ]
+        if self.prompt_tokens >= block_size:
+            problem = f"must be below block_size ({block_size}), got {self.prompt_tokens}"
+            found.append(Violation("prompt_tokens", problem))
+        if found:
+            raise InvalidConfig(found)
 
 
 @dataclass(frozen=True, slots=True)

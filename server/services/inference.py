@@ -166,7 +166,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         load = inference_load_from_pb(request)
         async with self._models.acquire(request.model, "inference.model") as model:
             try:
-                load.check_fits(model.model_config)
+                load.check_fits(model.model_config.block_size, model.engine.most_requests)
             except InvalidConfig as error:
                 raise invalid("inference", error) from None
             peak = await self._peaks.peak(model.device, model.arithmetic)

@@ -140,6 +140,11 @@ class EngineThread:
         return self._record.meter
 
     @property
+    def most_requests(self) -> int:
+        """Requests that may run or wait at a time."""
+        return self._num_slots + self._max_waiting
+
+    @property
     def has_ended(self) -> bool:
         """Whether the thread is over: stopped, or its engine raised outside a forward pass."""
         return self._ended.is_set()
@@ -259,7 +264,7 @@ class EngineThread:
         if self.is_stopping or self.has_ended:
             self._record.rejected("draining")
             raise Unavailable(f"model {self._model} is being unloaded; try again")
-        if len(self._streams) + self._num_prepared >= self._num_slots + self._max_waiting:
+        if len(self._streams) + self._num_prepared >= self.most_requests:
             self._refuse_full(
                 f"{self._num_waiting} requests wait for model {self._model}, as many as this "
                 f"server allows",
