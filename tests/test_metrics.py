@@ -2,12 +2,16 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.metrics import REQUEST_SECONDS, TOKEN_SECONDS, Metrics
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 
 
 def exposed(metrics: Metrics) -> str:
@@ -70,3 +74,11 @@ def test_what_is_not_known_yet_is_not_zero(name):
 
 def test_the_process_is_described():
     assert "process_resident_memory_bytes" in exposed(Metrics())
+
+
+def test_names_beside_those_of_vllm_exist():
+    rows = re.findall(r"^\| `(\w+)` \| `(\S+)` \|", PAGE.read_text("utf-8"), re.MULTILINE)
+    ours, theirs = zip(*rows, strict=True)
+    assert all(name.startswith("vllm:") for name in theirs)
+    assert len(set(ours)) == len(set(theirs)) == len(rows) > 20
+    assert {name.removeprefix("nanogpt_") for name in ours} <= vars(Metrics()).keys()
