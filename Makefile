@@ -1,4 +1,4 @@
-# Every command a developer types. `make` alone lists them.
+# Every command a developer types, and parts of them. `make` alone lists every command but parts.
 #
 # PyTorch comes from where pip finds it. On Linux that build brings gigabytes of CUDA libraries;
 # for the CPU build: make venv TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml
 		--editable '.[dev]'
 	@touch $@
 
-venv: $(INSTALLED)
+venv: $(INSTALLED)  ## make the environment .venv, as every command does that needs it
 
 demo: $(INSTALLED)  ## train a small model and sample from it, in about two minutes
 	$(BIN)/python deploy/demo.py
@@ -111,7 +111,7 @@ campaign-crashes:
 	CAMPAIGN_SCALE=$(CAMPAIGN_SCALE) $(CAMPAIGN) tests/campaigns/test_crash_points.py \
 		tests/campaigns/test_resume_campaign.py
 
-clean:  ## remove what these commands made, except environments and ./data
-	rm -rf build .demo benchmarks/out *.egg-info
+clean:  ## remove what these commands made, except environments, measured runs and ./data
+	rm -rf $(filter-out build/peers,$(wildcard build/*)) .demo *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -path ./build -prune -o -name __pycache__ -prune -exec rm -rf {} +

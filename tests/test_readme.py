@@ -155,8 +155,31 @@ def test_tests_are_what_continuous_integration_runs() -> None:
     assert "-m pytest" in make("test", "--dry-run")
 
 
+def listed_targets() -> set[str]:
+    return set(re.findall(r"^make ([a-z-]+)", make("help"), re.MULTILINE))
+
+
+def test_make_lists_every_command() -> None:
+    (phony,) = re.findall(r"^\.PHONY: (.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    parts = {"campaign-kills", "campaign-crashes"}
+    assert listed_targets() == set(phony.split()) - parts - {"help"}
+
+
+def test_cleaning_keeps_what_took_long(tmp_path: Path) -> None:
+    shutil.copy2(ROOT / "Makefile", tmp_path)
+    kept = ["data/jobs.sqlite", "benchmarks/out/latest.json"]
+    kept += [f"{name}/lib/__pycache__/x.pyc" for name in (".venv", ".venv-ray", "build/peers/vllm")]
+    made = ["build/bench/weights", ".demo/x", "server/__pycache__/x.pyc", "a.egg-info/x"]
+    for name in kept + made:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for _ in range(2):  # nothing is left for the second one
+        make("clean", folder=tmp_path)
+        assert [name for name in kept + made if (tmp_path / name).exists()] == kept
+
+
 def test_targets_that_documents_name_exist() -> None:
-    targets = set(re.findall(r"^make ([a-z-]+)", make("help"), re.MULTILINE)) | {"venv"}
+    targets = listed_targets()
     for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
         text = (ROOT / name).read_text("utf-8")
         named = re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)
