@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import re
+import sys
 import tarfile
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -14,6 +16,7 @@ from nanogpt.checkpoint import step_folder
 from nanogpt.training.events import Sample
 from server.app import App
 from server.web.api import generation
+from server.web.site import create_site
 from tests.fake_trainer import TINY, FakeLauncher, checkpoint, evaluation, record, started, step
 from tests.serving import until, write_checkpoint
 
@@ -83,6 +86,28 @@ async def until_step(client, job_id, number):
     async with asyncio.timeout(20):
         while (await client.get(f"/api/jobs/{job_id}")).json()["step"] < number:
             await asyncio.sleep(0.01)
+
+
+async def test_the_first_lines_of_each_file_list_its_paths(settings, monkeypatch):
+    served = []
+
+    def create(routes, *rest):
+        served.extend(routes)
+        return create_site(routes, *rest)
+
+    monkeypatch.setattr(server.app, "create_site", create)
+    await (await App.start(settings)).stop()
+    paths = {}
+    for route in served:
+        if route.path.startswith("/api/"):
+            path = re.sub(r"{[^}]+}", "*", route.path)
+            found = {(method, path) for method in route.methods - {"HEAD"}}
+            paths.setdefault(sys.modules[route.endpoint.__module__], set()).update(found)
+    assert len(paths) == 8
+    for file, found in paths.items():
+        lines = re.findall(r"^ *([A-Z]+) +(/api/[^\s?]+)", file.__doc__, re.MULTILINE)
+        listed = {(method, re.sub(r"[A-Z]+", "*", path)) for method, path in lines}
+        assert listed == found, file.__name__
 
 
 async def test_a_dataset_is_uploaded_listed_and_deleted(client):

@@ -1,4 +1,4 @@
-"""Training jobs: list, submit, check, follow, pause, stop.
+"""Training jobs: list, submit, check, follow, pause, resume, cancel.
 
 GET  /api/jobs?size=&before=      a page of jobs, newest first
 POST /api/jobs                    queue one
@@ -7,7 +7,9 @@ GET  /api/jobs/live               the newest jobs, as they change (server-sent e
 GET  /api/jobs/ID
 GET  /api/jobs/ID/history         lines of its charts, thinned
 GET  /api/jobs/ID/events?start=   its record and state, as they grow (server-sent events)
-GET  /api/jobs/ID/checkpoints
+GET  /api/jobs/ID/log?offset=     what it prints, as it grows (server-sent events)
+POST /api/jobs/ID/pause
+POST /api/jobs/ID/resume
 POST /api/jobs/ID/cancel
 """
 
