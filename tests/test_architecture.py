@@ -4,6 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 
 from nanogpt.config import TrainConfig
@@ -21,11 +22,31 @@ def test_files_that_it_names_exist() -> None:
     assert [t for t in targets if not (DOCS / t).exists()] == []
 
 
+MAP = TEXT.partition("## The map")[2].partition("```")[2].partition("```")[0].strip("\n")
+
+
+def tracked(*names: str) -> list[Path]:
+    command = ["git", "ls-files", *names]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [Path(name) for name in listed.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("top", ["nanogpt", "server", "client", "benchmarks"])
+def test_the_map_names_every_file_of_code(top: str) -> None:
+    """By its stem, or by saying of its folder that it has one file for each of something."""
+    (entry,) = re.findall(rf"^{top}/.*(?:\n .*)*", MAP, re.MULTILINE)
+    words = set(re.findall(r"\w+", entry))
+    alike = set(re.findall(r"(\w+)/:? [^;/]*\bone file for each\b", entry))
+    files = [path for path in tracked(f"{top}/*.py") if not path.stem.startswith("__")]
+    assert files
+    missing = [p for p in files if p.stem not in words and p.parent.name not in alike]
+    assert missing == []
+
+
 def test_the_map_shows_what_is_there() -> None:
-    """Every folder of code stands in the map, and every file it names exists."""
-    shown = TEXT.partition("## The map")[2].partition("```")[2].partition("```")[0]
+    """Every folder stands in the map, and every file it names exists."""
     folder, named, folders = ROOT, [], set()
-    for line in shown.strip("\n").splitlines():
+    for line in MAP.splitlines():
         path, *words = line.split()
         if not line.startswith(" "):
             folder = ROOT / path
@@ -34,10 +55,9 @@ def test_the_map_shows_what_is_there() -> None:
             named.append(folder / path.rstrip(";,:"))
         named += [folder / word for word in re.findall(r"\w+\.py", " ".join(words))]
     assert [str(path) for path in named if not path.exists()] == []
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    tops = {f"{name.split('/')[0]}/" for name in tracked.stdout.splitlines() if "/" in name}
-    assert {top for top in tops if not top.startswith((".", "docs"))} == {
-        f"{name.split('/')[0]}/" for name in folders
+    tops = {path.parts[0] for path in tracked() if len(path.parts) > 1}
+    assert {top for top in tops if not top.startswith(".")} == {
+        name.split("/")[0] for name in folders
     }
 
 

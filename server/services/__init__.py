@@ -1,1 +1,1 @@
-"""One file per gRPC service, between the wire and the server's own objects."""
+"""Between the wire and the server's own objects: a file for each gRPC service, and for messages."""
