@@ -2,7 +2,8 @@
 
 The server of the README runs once, on ports and in a folder of its own. `make demo` runs in a copy
 of the project, as in a fresh clone. What would install packages is compared with pyproject.toml,
-and `make test`, which a test cannot run, with what continuous integration calls.
+`make test`, which a test cannot run, with what continuous integration calls, and what needs Docker
+with the file that it names.
 """
 
 import os
@@ -192,6 +193,11 @@ def test_what_it_installs_is_what_the_project_declares() -> None:
     assert installs == ["pip install .", "pip install '.[server]'"]
     assert "server" in project["optional-dependencies"]
     assert ". .venv/bin/activate" in INLINE
+
+
+def test_the_container_starts_as_its_file_says() -> None:
+    (command,) = re.findall(r"`(docker [^`]+)`", TEXT)
+    assert f"#   {command}\n" in (ROOT / "deploy" / "compose.yaml").read_text()
 
 
 def test_addresses_and_variables_are_those_of_the_server() -> None:
