@@ -226,7 +226,7 @@ class App:
     async def _start_grpc(self) -> None:
         settings = self.settings
         chain = interceptor_chain(self.metrics, self._gate, settings.max_deadline_seconds)
-        server = create_server(chain, settings.max_deadline_seconds)
+        server = create_server(chain)
         inference = InferenceService(self.models, self._training_benchmark())
         add_InferenceServiceServicer_to_server(inference, server)
         add_TrainingServiceServicer_to_server(TrainingService(self.jobs, self.monitor), server)

@@ -12,9 +12,10 @@ MIB = 1 << 20
 
 
 def create_server(
-    interceptors: Sequence[grpc.aio.ServerInterceptor], max_deadline_seconds: float
+    interceptors: Sequence[grpc.aio.ServerInterceptor], connection_age_seconds: float = 1800
 ) -> grpc.aio.Server:
-    """A server without services or ports. Raises CannotStart on a protobuf in pure Python."""
+    """A server without services or ports. Connections older than `connection_age_seconds` take no
+    new calls. Raises CannotStart on a protobuf in pure Python."""
     if api_implementation.Type() == "python":
         # deeply nested messages overflow its stack: CVE-2025-4565
         raise CannotStart("protobuf runs in pure Python here; install a wheel with its C code")
@@ -24,9 +25,9 @@ def create_server(
         "grpc.max_send_message_length": 4 * MIB,
         "grpc.max_concurrent_streams": 100,  # of one connection
         "grpc.max_connection_idle_ms": 300_000,
-        # clients come back and find servers that were added; grpc adds 10 % of jitter
-        "grpc.max_connection_age_ms": 1_800_000,
-        "grpc.max_connection_age_grace_ms": round(max_deadline_seconds * 1000),
+        # clients come back and find servers that were added; grpc adds 10 % of jitter. Calls under
+        # way have no limit but their own: the grace after it is infinite unless one is set
+        "grpc.max_connection_age_ms": round(connection_age_seconds * 1000),
         # peers that vanished are noticed within 80 s; the default is two hours
         "grpc.keepalive_time_ms": 60_000,
         "grpc.keepalive_timeout_ms": 20_000,
