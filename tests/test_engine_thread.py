@@ -24,8 +24,10 @@ class SteppedEngine(Engine):
     def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
         self.allowed = threading.Semaphore(0)
+        self.steps_begun = 0
 
     def step(self):
+        self.steps_begun += 1
         self.allowed.acquire()
         return super().step()
 
@@ -350,6 +352,22 @@ async def test_the_end_of_the_grace_ends_what_still_runs():
             await read(stream)
     assert gauges(metrics, "tiny") == (0, 0, 0)
     assert sample(metrics, "requests_rejected_total", model="tiny", reason="draining") == 1
+
+
+async def test_a_thread_that_hangs_does_not_hold_up_the_end(monkeypatch, caplog):
+    engine = SteppedEngine(tiny_runner(), TOKENIZER)
+    async with running(engine) as thread, asyncio.timeout(20):
+        monkeypatch.setattr(engine_thread, "LAST_STEP_SECONDS", 0.01)
+        stream = thread.submit(request("a"))
+        await until(lambda: engine.steps_begun == 1)
+        patient = asyncio.create_task(thread.stop(None))  # as models in memory are freed
+        await thread.stop(0)
+        await patient
+        with pytest.raises(Unavailable):
+            await read(stream)
+        assert "the engine of tiny hangs" in caplog.text
+        engine.allowed.release()
+        thread._thread.join()  # it still ends if it can
 
 
 async def test_metrics_of_a_request():

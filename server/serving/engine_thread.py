@@ -53,6 +53,9 @@ time, and the next message is written while the last one is read."""
 SHORT_PROMPT_TOKENS = 1024
 """A prompt that cannot be longer is prepared at once: less work than handing it to a thread."""
 
+LAST_STEP_SECONDS = 5.0
+"""How long the step under way may take once the grace is over."""
+
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 30.0
 """Bounds of the advice given to callers who find the queue full."""
 
@@ -146,7 +149,8 @@ class EngineThread:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the thread is over: stopped, or its engine raised outside a forward pass."""
+        """Whether the thread is over: stopped, or its engine raised outside a forward pass; or
+        whether it hung when it was to stop."""
         return self._ended.is_set()
 
     def check_admission(self, remaining_seconds: float | None = None) -> None:
@@ -236,8 +240,9 @@ class EngineThread:
     async def stop(self, grace_seconds: float | None) -> None:
         """Refuses new requests, lets running ones finish, ends the thread.
 
-        After `grace_seconds`, or never if None, what still runs ends with Unavailable. Another
-        call may cut the wait of the first one short.
+        After `grace_seconds`, or never if None, what still runs ends with Unavailable, and a thread
+        whose step does not end within LAST_STEP_SECONDS is left behind. Another call may cut the
+        wait of the first one short.
         """
         self.is_stopping = True
         try:
@@ -247,8 +252,12 @@ class EngineThread:
             for stream in list(self._streams.values()):
                 self._end(stream, "draining", Unavailable("the server is stopping; try again"))
         self._commands.put(None)
-        await self._ended.wait()
-        self._thread.join()
+        try:
+            async with asyncio.timeout(None if grace_seconds is None else LAST_STEP_SECONDS):
+                await self._ended.wait()
+        except TimeoutError:
+            logger.error("the engine of %s hangs in a step and is left behind", self._model)
+            self._ended.set()
         self._record.load(0, 0, 0.0)
 
     @property
