@@ -5,6 +5,8 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from serving import (
     model_store,
     request,
     sample,
+    tiny_model,
     until,
     write_checkpoint,
     write_job_checkpoint,
@@ -36,7 +39,7 @@ from server.metrics import Metrics
 from server.models import kernels as kernels_module
 from server.models import memory as module
 from server.models import runners
-from server.models.catalog import ModelCatalog
+from server.models.catalog import IMPORTERS, ModelCatalog
 from server.models.kernels import Kernels
 from server.models.loaded import build_engine
 from server.models.memory import ModelState
@@ -63,6 +66,23 @@ def builds(monkeypatch):
         return build_engine(ref, *rest)
 
     monkeypatch.setattr(module, "build_engine", build)
+    yield found
+    found.gate.set()
+
+
+@pytest.fixture
+def importing(tmp_path, monkeypatch):
+    """An import from imports/files has `begun` to read them, and waits at the `gate`."""
+    (tmp_path / "imports" / "files").mkdir(parents=True)
+    found = SimpleNamespace(begun=threading.Event(), gate=threading.Event())
+
+    def read(folder):
+        found.begun.set()
+        assert found.gate.wait(20)
+        config = replace(CONFIG, vocab_size=GPT2Tokenizer().vocab_size, n_layer=1)
+        return config, tiny_model(config=config).state_dict()
+
+    monkeypatch.setitem(IMPORTERS, "nanogpt", read)
     yield found
     found.gate.set()
 
@@ -541,6 +561,22 @@ async def test_a_name_is_imported_once_at_a_time(tmp_path, monkeypatch):
         await until(lambda: not store._importing)
         assert imports == ["mine"]
         assert (await store.get("mine")).meta.step == 10
+
+
+async def test_imports_do_not_hold_up_what_else_needs_a_thread(tmp_path, importing):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4))
+    async with model_store(tmp_path) as store:
+        imports = [
+            asyncio.create_task(store.import_model(name, "files", "nanogpt", ""))
+            for name in "abcdefgh"
+        ]
+        await until(importing.begun.is_set)
+        async with asyncio.timeout(10):
+            for _ in range(8):
+                assert (await store.tokenizer("tiny")).kind == "char"
+        importing.gate.set()
+        await asyncio.gather(*imports)
 
 
 async def test_stopping_ends_requests_and_loads(tmp_path, builds):

@@ -28,6 +28,9 @@ from server.models.loaded import LoadedModel
 from server.models.memory import ModelMemory, ModelState
 from server.models.runners import Precision, check_precision
 
+MAX_IMPORTS = 2
+"""Models imported at a time: each takes a thread, and its weights' memory, for seconds or more."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -90,6 +93,7 @@ class ModelStore:
         self._datasets = datasets
         self._models_in_training = models_in_training
         self._importing: dict[str, asyncio.Task[None]] = {}  # by the name that each will take
+        self._import_turns = asyncio.Semaphore(MAX_IMPORTS)
 
     @property
     def heartbeat_age_seconds(self) -> float:
@@ -160,9 +164,9 @@ class ModelStore:
     async def import_model(self, name: str, source: str, format: str, dataset: str) -> ModelInfo:
         """Makes model `name` of the files in imports/`source`, see ModelCatalog.import_model.
 
-        It gets the tokenizer of `dataset`, or GPT-2's if that is empty. Raises NotFound,
-        AlreadyExists, InvalidArgument, ResourceExhausted if the disk is full. A caller who goes
-        away does not stop it.
+        It gets the tokenizer of `dataset`, or GPT-2's if that is empty. Waits while MAX_IMPORTS
+        others are imported. Raises NotFound, AlreadyExists, InvalidArgument, ResourceExhausted if
+        the disk is full. A caller who goes away does not stop it.
         """
         tokenizer: Tokenizer = GPT2Tokenizer()
         if dataset:
@@ -195,8 +199,9 @@ class ModelStore:
     async def _import(self, name: str, source: str, format: str, tokenizer: Tokenizer) -> None:
         if name in await self._models_in_training():
             raise AlreadyExists("model", name)
-        with full_disk_is_exhausted():
-            await asyncio.to_thread(self._catalog.import_model, name, source, format, tokenizer)
+        async with self._import_turns:
+            with full_disk_is_exhausted():
+                await asyncio.to_thread(self._catalog.import_model, name, source, format, tokenizer)
 
     def _end_import(self, name: str, done: asyncio.Task[None]) -> None:
         del self._importing[name]
