@@ -131,7 +131,10 @@ class App:
         return app
 
     async def stop(self) -> None:
-        """Stops everything, in at most `drain_seconds` and a little. Once is enough."""
+        """Stops everything, in at most `drain_seconds` and a little. Once is enough.
+
+        Only imports under way may take longer: until then the data folder is not let go.
+        """
         self._grace.begin()
         await self._on_stop.aclose()
 

@@ -534,7 +534,7 @@ async def test_importing_refuses_names_of_models_in_training(tmp_path):
 async def test_a_name_is_imported_once_at_a_time(tmp_path, monkeypatch):
     gate, imports = threading.Event(), []
 
-    def write(self, name, *rest):
+    def write(self, name, *rest, alive):
         imports.append(name)
         assert gate.wait(20)
         write_checkpoint(tmp_path / "models" / name)
@@ -577,6 +577,23 @@ async def test_imports_do_not_hold_up_what_else_needs_a_thread(tmp_path, importi
                 assert (await store.tokenizer("tiny")).kind == "char"
         importing.gate.set()
         await asyncio.gather(*imports)
+
+
+async def test_stopping_awaits_imports_which_write_nothing_more(tmp_path, importing):
+    async with model_store(tmp_path) as store:
+        calls = [
+            asyncio.create_task(store.import_model(name, "files", "nanogpt", "")) for name in "abc"
+        ]
+        await until(importing.begun.is_set)
+        stopping = asyncio.create_task(store.stop())
+        for _ in range(100):  # far more turns of the loop than it takes to stop without models
+            await asyncio.sleep(0)
+        assert not stopping.done()
+        importing.gate.set()
+        await stopping
+        assert list((tmp_path / "models").iterdir()) == []
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [Unavailable] * 3
 
 
 async def test_stopping_ends_requests_and_loads(tmp_path, builds):

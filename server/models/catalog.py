@@ -30,7 +30,7 @@ from nanogpt.interop.hugging_face import import_hugging_face
 from nanogpt.interop.nanogpt_checkpoint import import_nanogpt
 from nanogpt.tokenizer import Tokenizer, tokenizer_from_json
 from nanogpt.training.run_directory import RunDirectory
-from server.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
+from server.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, Unavailable
 from server.models.holds import Holds
 from server.models.reference import JOB, ModelReference, parse_reference
 from server.names import is_name
@@ -147,12 +147,21 @@ class ModelCatalog:
             raise NotFound("model", name) from None
         shutil.rmtree(deleting, ignore_errors=True)
 
-    def import_model(self, name: str, source: str, format: str, tokenizer: Tokenizer) -> None:
+    def import_model(
+        self,
+        name: str,
+        source: str,
+        format: str,
+        tokenizer: Tokenizer,
+        alive: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Makes model `name` of the files in imports/`source`, of a format in IMPORTERS.
 
         Raises NotFound if there is no such folder, AlreadyExists, InvalidArgument if the files
-        cannot be used with this tokenizer.
+        cannot be used with this tokenizer, Unavailable if `alive` no longer holds before it reads
+        or writes.
         """
+        _require(alive)
         files, folder = self._imports / source, self._models / name
         if not files.is_dir():
             raise NotFound("import", source, f"there is no folder {source!r} below imports/")
@@ -171,6 +180,7 @@ class ModelCatalog:
         meta = CheckpointMeta(
             step=0, model_config=config, tokenizer=tokenizer.to_json(), create_time=time.time()
         )
+        _require(alive)
         save_checkpoint(folder, meta, state, None)
 
     def _folder(self, name: str) -> Path:
@@ -219,6 +229,11 @@ class ModelCatalog:
                 if list_checkpoints(RunDirectory(self._runs / job_id).checkpoints_path):
                     return self._checkpoint_of_job(job_id)
         raise NotFound("model", "", "there is no model yet: train one, or import one")
+
+
+def _require(alive: Callable[[], bool]) -> None:
+    if not alive():
+        raise Unavailable("the server is stopping; try another one, or later")
 
 
 def _no_step(wanted: ModelReference, steps: set[int]) -> NotFound:

@@ -8,6 +8,7 @@ Brings together what is on disk (ModelCatalog, off the event loop) and what is i
 """
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ class ModelStore:
         self._models_in_training = models_in_training
         self._importing: dict[str, asyncio.Task[None]] = {}  # by the name that each will take
         self._import_turns = asyncio.Semaphore(MAX_IMPORTS)
+        self._is_stopping = threading.Event()
 
     @property
     def heartbeat_age_seconds(self) -> float:
@@ -166,7 +168,8 @@ class ModelStore:
 
         It gets the tokenizer of `dataset`, or GPT-2's if that is empty. Waits while MAX_IMPORTS
         others are imported. Raises NotFound, AlreadyExists, InvalidArgument, ResourceExhausted if
-        the disk is full. A caller who goes away does not stop it.
+        the disk is full, Unavailable if the server stops before the model is written. A caller who
+        goes away does not stop it.
         """
         tokenizer: Tokenizer = GPT2Tokenizer()
         if dataset:
@@ -189,19 +192,34 @@ class ModelStore:
         await self._memory.adopt_kernels()
 
     async def end_requests(self) -> None:
-        """Loads nothing more; whoever waits for a model or reads from one gets Unavailable."""
+        """Loads and imports nothing more; whoever waits for a model or reads from one gets
+        Unavailable."""
+        self._is_stopping.set()
         await self._memory.end_requests()
 
     async def stop(self) -> None:
-        """Frees everything, once nobody holds it. Requests that still run end with Unavailable."""
+        """Frees everything, once nobody holds it. Requests that still run end with Unavailable.
+
+        Afterwards no import writes to the data folder: one that has begun to write is finished.
+        """
+        self._is_stopping.set()
         await self._memory.stop()
+        if self._importing:
+            await asyncio.wait(self._importing.values())
 
     async def _import(self, name: str, source: str, format: str, tokenizer: Tokenizer) -> None:
         if name in await self._models_in_training():
             raise AlreadyExists("model", name)
         async with self._import_turns:
             with full_disk_is_exhausted():
-                await asyncio.to_thread(self._catalog.import_model, name, source, format, tokenizer)
+                await asyncio.to_thread(
+                    self._catalog.import_model,
+                    name,
+                    source,
+                    format,
+                    tokenizer,
+                    alive=lambda: not self._is_stopping.is_set(),
+                )
 
     def _end_import(self, name: str, done: asyncio.Task[None]) -> None:
         del self._importing[name]
