@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from server.jobs.submission import Plan, Submission, plan
 SUBMISSION = Submission(dataset="tiny")
 
 
+class PowerCut(BaseException):
+    """Nothing of this process does anything any more."""
+
+
 def runs(data_dir: Path) -> set[str]:
     return {folder.name for folder in (data_dir / "runs").iterdir()}
 
@@ -34,10 +39,10 @@ async def orphan(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirector
     before = runs(data_dir)
 
     async def die(job: object) -> None:
-        raise OSError("the power went")
+        raise PowerCut
 
     monkeypatch.setattr(jobs._store, "insert", die)
-    with pytest.raises(OSError, match="the power went"):
+    with pytest.raises(PowerCut):
         await jobs.submit(SUBMISSION)
     await jobs.close()
     (left,) = runs(data_dir) - before
@@ -136,4 +141,34 @@ async def test_a_full_disk_leaves_nothing_of_a_submission(
     with pytest.raises(ResourceExhausted, match="disk is full"):
         await jobs.submit(SUBMISSION)
     assert runs(tmp_path) == set()
+    await jobs.close()
+
+
+async def test_a_full_database_leaves_nothing_of_a_submission(tmp_path: Path) -> None:
+    jobs = await opened(tmp_path)
+
+    def let_it_grow_no_more(connection: sqlite3.Connection) -> None:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    await jobs._store._call(let_it_grow_no_more)
+    with pytest.raises(ResourceExhausted, match="disk is full"):
+        while True:  # some fit into the pages that there are
+            await jobs.submit(SUBMISSION)
+    assert runs(tmp_path) == {job.id for job in await jobs._store.unfinished()}
+    await jobs.close()
+
+
+async def test_a_job_whose_row_is_there_keeps_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = await opened(tmp_path)
+
+    async def fail() -> None:
+        raise sqlite3.DatabaseError
+
+    monkeypatch.setattr(jobs._store, "counts", fail)
+    with pytest.raises(sqlite3.DatabaseError):
+        await jobs.submit(SUBMISSION)
+    assert runs(tmp_path) == {job.id for job in await jobs._store.unfinished()} != set()
     await jobs.close()

@@ -130,10 +130,11 @@ class Admission:
         )
         try:
             await asyncio.to_thread(self._write_run, job, planned.init_checkpoint)
+            await self._ledger.add(job)
         except Exception:
-            shutil.rmtree(self._ledger.directory(job.id).path, ignore_errors=True)
+            if await self._ledger.store.get(job.id) is None:
+                shutil.rmtree(self._ledger.directory(job.id).path, ignore_errors=True)
             raise
-        await self._ledger.add(job)
         return job
 
     def _write_run(self, job: Job, init_checkpoint: Path | None) -> None:
