@@ -143,3 +143,13 @@ async def test_the_cookie_of_another_token_is_worth_nothing():
     cookie = f"{COOKIE}={session_of('another-token-entirely')}"
     async with visit("0.0.0.0", TOKEN) as client:
         assert (await client.get("/api/x", headers={"Cookie": cookie})).status_code == 401
+
+
+@pytest.mark.parametrize("other", ['prefs={"a":1}', "a=b c", "noname", "a[]=1", "=x"])
+async def test_odd_cookies_of_other_programs_do_not_hide_ours(other):
+    ours = f"{COOKIE}={session_of(TOKEN)}"
+    async with visit("0.0.0.0", TOKEN) as client:
+        for cookies in (f"{other}; {ours}", f"{ours}; {other}"):
+            headers = {"Cookie": cookies}
+            assert (await client.get("/api/x", headers=headers)).status_code == 200
+            assert (await client.get("/api/session", headers=headers)).json()["is_known"]

@@ -17,10 +17,10 @@ It also puts the security headers on every answer.
 import hashlib
 import hmac
 import ipaddress
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -101,21 +101,25 @@ class Guard:
                     "CONTENT_TYPE",
                     f"the Content-Type must be {allowed} with the header {UPLOAD_HEADER}",
                 )
-        if path != SESSION_PATH and not self._is_known(headers):
+        if path != SESSION_PATH and not self._is_known(HTTPConnection(scope)):
             return problem(401, "UNAUTHENTICATED", "this server asks for its token")
         return None
 
-    def _is_known(self, headers: Headers) -> bool:
+    def _is_known(self, visitor: HTTPConnection) -> bool:
         if self._token is None:
             return True
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        scheme, _, given = visitor.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return same(given, self._token)
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and same(cookie.value, session_of(self._token))
+        return has_session(visitor, self._token)
+
+
+def has_session(visitor: HTTPConnection, token: str) -> bool:
+    """Whether the visitor has the cookie that stands for the token.
+
+    A browser also sends those of other programs on this host, which may look like anything.
+    """
+    return same(visitor.cookies.get(COOKIE, ""), session_of(token))
 
 
 def session_of(token: str) -> str:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from server.web.body import Body
 from server.web.boundary import problem
-from server.web.guard import COOKIE, same, session_of
+from server.web.guard import COOKIE, has_session, same, session_of
 
 
 class SessionApi:
@@ -34,8 +34,7 @@ class SessionApi:
         ]
 
     async def get(self, request: Request) -> Response:
-        given = request.cookies.get(COOKIE, "")
-        known = self._token is None or same(given, session_of(self._token))
+        known = self._token is None or has_session(request, self._token)
         return JSONResponse({"needs_token": self._token is not None, "is_known": known})
 
     async def begin(self, request: Request) -> Response:
