@@ -289,6 +289,13 @@ async def test_checkpoints_are_listed_pinned_and_deleted(running, client):
     assert not (await client.post(f"{path}/1/pin", json={"pinned": False})).json()["is_pinned"]
     gone = await client.delete(f"{path}/7", headers={"Content-Type": "application/json"})
     assert gone.status_code == 404
+    for number in ("9" * 5000, "9" * 300, str(1 << 63), "-1", "x"):
+        pinned = await client.post(f"{path}/{number}/pin", json={})
+        gone = await client.delete(f"{path}/{number}", headers={"Content-Type": "application/json"})
+        for refused in (pinned, gone):
+            assert refused.status_code == 400
+            assert refused.json()["violations"][0]["field"] == "step"
+    assert (await client.post(f"{path}/{(1 << 63) - 1}/pin", json={})).status_code == 404
 
 
 async def test_serving_figures_are_live(client):

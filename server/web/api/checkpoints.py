@@ -14,6 +14,7 @@ from starlette.routing import Route
 from server.jobs.checkpoints import CheckpointInfo
 from server.jobs.service import JobService
 from server.web.body import Body
+from server.web.query import path_number
 
 
 class CheckpointsApi:
@@ -26,8 +27,8 @@ class CheckpointsApi:
         checkpoints = "/api/jobs/{id}/checkpoints"
         return [
             Route(checkpoints, self.list),
-            Route(f"{checkpoints}/{{step:int}}/pin", self.pin, methods=["POST"]),
-            Route(f"{checkpoints}/{{step:int}}", self.delete, methods=["DELETE"]),
+            Route(f"{checkpoints}/{{step}}/pin", self.pin, methods=["POST"]),
+            Route(f"{checkpoints}/{{step}}", self.delete, methods=["DELETE"]),
         ]
 
     async def list(self, request: Request) -> Response:
@@ -38,11 +39,11 @@ class CheckpointsApi:
         body = await Body.read(request)
         pinned = body.boolean("pinned", True)
         body.check()
-        job_id, step = request.path_params["id"], request.path_params["step"]
+        job_id, step = request.path_params["id"], path_number(request, "step")
         return JSONResponse(_checkpoint(await self._jobs.pin_checkpoint(job_id, step, pinned)))
 
     async def delete(self, request: Request) -> Response:
-        job_id, step = request.path_params["id"], request.path_params["step"]
+        job_id, step = request.path_params["id"], path_number(request, "step")
         await self._jobs.delete_checkpoint(job_id, step)
         return Response(status_code=204)
 
