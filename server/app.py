@@ -12,6 +12,7 @@ the gRPC listener, HTTP and database close.
 import asyncio
 import logging
 import platform
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -161,18 +162,18 @@ class App:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self._on_stop.enter_context(claim(settings.data_dir))
-        self.datasets = DatasetStore(
-            settings.data_dir,
-            max_upload_bytes=settings.max_upload_bytes,
-            max_datasets_bytes=settings.max_datasets_bytes,
-            in_use=lambda: self.jobs.datasets_in_use(),
-        )
         uses_kernels = settings.kernels != "torch" and self.device.type == "cpu"
         kernels = Kernels(settings.data_dir / "kernels" if uses_kernels else None)
         self._on_stop.push_async_callback(asyncio.to_thread, kernels.close)
         if settings.kernels == "native" and await kernels.made() is None:
             raise CannotStart(f"there are no native kernels for {self.device.type} here")
         try:
+            self.datasets = DatasetStore(
+                settings.data_dir,
+                max_upload_bytes=settings.max_upload_bytes,
+                max_datasets_bytes=settings.max_datasets_bytes,
+                in_use=lambda: self.jobs.datasets_in_use(),
+            )
             self.models = ModelStore(
                 settings.data_dir,
                 datasets=self.datasets,
@@ -202,6 +203,13 @@ class App:
             )
         except ServiceError as error:
             raise CannotStart(error.message) from error
+        except (OSError, sqlite3.OperationalError) as error:
+            cause = error.strerror if isinstance(error, OSError) else error
+            raise CannotStart(
+                f"cannot open what is in the data folder {settings.data_dir}: {cause}; this user "
+                "must be able to write to all of it, its disk needs room, and no other program may "
+                "have jobs.sqlite open"
+            ) from error
         self._on_stop.push_async_callback(self.jobs.close)
 
     async def _start_http(self) -> None:

@@ -284,6 +284,16 @@ async def test_a_damaged_database_is_said(settings):
         await App.start(settings)
 
 
+@pytest.mark.parametrize("name", ["datasets", "runs", "jobs.sqlite"])
+async def test_stores_that_cannot_be_opened_are_said(settings, name):
+    if name == "jobs.sqlite":
+        (settings.data_dir / name).mkdir()
+    else:
+        (settings.data_dir / name).write_text("a file")
+    with pytest.raises(CannotStart, match=r"cannot open .* data folder .* disk needs"):
+        await App.start(settings)
+
+
 async def reflected(channel) -> set[str]:
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     call = stub.ServerReflectionInfo(

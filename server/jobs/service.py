@@ -108,7 +108,7 @@ class JobService:
     ) -> Self:
         """Opens the job database of a data folder and sweeps what never became a job.
 
-        Raises DataLoss if it is damaged, FailedPrecondition if a newer server made it.
+        Raises as `JobStore.open`, OSError.
         """
         runs = data_dir / "runs"
         runs.mkdir(parents=True, exist_ok=True)

@@ -91,7 +91,8 @@ class JobStore:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Raises DataLoss if it is damaged, FailedPrecondition if a newer server made it."""
+        """Raises DataLoss if it is damaged, FailedPrecondition if a newer server made it,
+        sqlite3.OperationalError if the disk or another program is in the way."""
         thread = ThreadPoolExecutor(1, thread_name_prefix="job-store")
         try:
             connection = await asyncio.get_running_loop().run_in_executor(thread, _connect, path)
