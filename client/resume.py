@@ -53,12 +53,13 @@ class _Patience:
     def __init__(self, subject: str, clock: Callable[[], float]) -> None:
         self._subject = subject
         self._clock = clock
-        self._heard_at: float | None = None  # clock's reading
+        self._was_heard = False
+        self._failing_since: float | None = None  # clock's reading; None: it was heard since
         self._failures = 0  # since the last news
 
     def _hear(self, *, is_news: bool) -> bool:
         """The server has answered, so it is there; only with news the stream gets on as well."""
-        self._heard_at = self._clock()
+        self._was_heard, self._failing_since = True, None
         if is_news:
             self._failures = 0
         return is_news
@@ -67,9 +68,12 @@ class _Patience:
         """How long to wait before the next request.
 
         Raises the error if asking again cannot help: it is of another kind than a lost connection,
-        nothing was heard for PATIENCE_SECONDS, or for MAX_ATTEMPTS if nothing ever was.
+        nothing was heard since a failure PATIENCE_SECONDS ago, or for MAX_ATTEMPTS if nothing ever
+        was. How long a reader is busy with what it got does not count.
         """
-        if not is_lost_connection(error) or self._has_waited_enough():
+        if self._failing_since is None:
+            self._failing_since = self._clock()
+        if not is_lost_connection(error) or self._has_waited_enough(self._failing_since):
             raise error
         self._failures += 1
         pause = max(pause_seconds(self._failures), error.details.retry_seconds or 0)
@@ -82,10 +86,10 @@ class _Patience:
         )
         return pause
 
-    def _has_waited_enough(self) -> bool:
-        if self._heard_at is None:
+    def _has_waited_enough(self, failing_since: float) -> bool:
+        if not self._was_heard:
             return self._failures >= MAX_ATTEMPTS - 1
-        return self._clock() - self._heard_at > PATIENCE_SECONDS
+        return self._clock() - failing_since > PATIENCE_SECONDS
 
     def _place(self) -> str:
         """Where the next request begins, in words."""

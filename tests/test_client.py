@@ -563,7 +563,9 @@ def test_a_cursor_gives_up_at_last():
     clock = Clock()
     cursor = MetricsCursor("j1", 1, clock=clock)
     cursor.accept(recorded_events()[0])
-    clock.seconds = PATIENCE_SECONDS
+    clock.seconds = PATIENCE_SECONDS + 1  # the reader was busy with the event
+    cursor.pause_seconds(Unavailable("gone"))
+    clock.seconds += PATIENCE_SECONDS
     cursor.pause_seconds(Unavailable("gone"))
     clock.seconds += 1
     with pytest.raises(Unavailable):
@@ -581,7 +583,7 @@ def test_a_cursor_is_patient_with_a_server_that_answers_though_nothing_happens()
         assert not cursor.accept(queued)
         clock.seconds += 1
         cursor.pause_seconds(Unavailable("gone"))
-    clock.seconds += PATIENCE_SECONDS
+    clock.seconds += PATIENCE_SECONDS + 1
     with pytest.raises(Unavailable):
         cursor.pause_seconds(Unavailable("gone"))
 
