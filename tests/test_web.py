@@ -3,6 +3,8 @@
 import asyncio
 import re
 import signal
+import socket
+import sys
 
 import httpx
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from server.errors import CannotStart
 from server.health import Health
 from server.metrics import Metrics
-from server.web import assets
+from server.web import assets, http_server
 from server.web.assets import PAGES, STATIC, asset_routes
 from server.web.http_server import HttpServer
 from server.web.probes import probe_routes
@@ -141,6 +143,48 @@ async def test_an_open_request_does_not_hold_up_the_stop():
         await asyncio.wait_for(server.stop(), 10)
         await asyncio.wait([request])
         request.exception()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="accepted sockets inherit it there")
+async def test_peers_that_vanish_are_noticed():
+    seen = {}
+
+    async def look(scope, receive, send):
+        (connection,) = server._server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        seen["on"] = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"):
+            seen[name] = accepted.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+        await ok(scope, receive, send)
+
+    server = await HttpServer.start(look, "127.0.0.1", 0)
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{server.port}/")).text == "ok"
+    await server.stop()
+    assert seen == {"on": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 2}
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: 127"])
+async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch, sent):
+    monkeypatch.setattr(http_server, "FIRST_REQUEST_SECONDS", 0.05)
+    server = await HttpServer.start(ok, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(sent)
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+    await server.stop()
+
+
+async def test_a_request_may_take_longer_than_it_may_take_to_come():
+    async def late(scope, receive, send):
+        (connection,) = server._server.server_state.connections
+        connection._close_unless_asked()  # as if the time were over
+        await ok(scope, receive, send)
+
+    server = await HttpServer.start(late, "127.0.0.1", 0)
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{server.port}/")).text == "ok"
+    await server.stop()
 
 
 async def test_signals_stay_with_their_owner():

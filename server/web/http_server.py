@@ -2,16 +2,33 @@
 
 import asyncio
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.errors import CannotStart
 
 STOP_SECONDS = 2
 """How long open requests may take when the server stops."""
+
+FIRST_REQUEST_SECONDS = 60.0
+"""How long a connection may be open without a whole head of a request."""
+
+
+class _Protocol(H11Protocol):
+    """Closes connections that ask for nothing: uvicorn's own timer begins with the first answer."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(FIRST_REQUEST_SECONDS, self._close_unless_asked)
+
+    def _close_unless_asked(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -41,9 +58,11 @@ class HttpServer:
                 f"cannot listen on {host}, port {port}, for HTTP: {cause}; "
                 "choose another with --http_address=HOST:PORT"
             ) from None
+        _notice_vanished_peers(listener)
         server = _Server(
             uvicorn.Config(
                 app,
+                http=_Protocol,
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -59,3 +78,12 @@ class HttpServer:
         """Closes the listener, lets open requests finish and returns."""
         self._server.should_exit = True
         await self._task
+
+
+def _notice_vanished_peers(listener: socket.socket) -> None:
+    """Connections that the listener accepts end within 80 s of their peer, as those of gRPC do."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
