@@ -15,7 +15,7 @@ import server.app
 from nanogpt.checkpoint import step_folder
 from nanogpt.training.events import Sample
 from server.app import App
-from server.web.api import generation
+from server.web.api import datasets, generation
 from server.web.site import create_site
 from tests.fake_trainer import TINY, FakeLauncher, checkpoint, evaluation, record, started, step
 from tests.serving import until, write_checkpoint
@@ -141,6 +141,20 @@ async def test_all_that_is_wrong_with_an_upload_is_said_at_once(client):
     assert (await upload(client)).status_code == 201
     again = await upload(client)
     assert (again.status_code, again.json()["reason"]) == (409, "DATASET_ALREADY_EXISTS")
+
+
+async def test_an_upload_that_stalls_ends_and_frees_its_name(running, client, monkeypatch):
+    monkeypatch.setattr(datasets, "STALLED_SECONDS", 0.05)
+    fields = {"Host": "127.0.0.1", "Content-Length": "1000", **UPLOAD}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    for name, reason in (("text", b"DEADLINE_EXCEEDED"), ("NO", b"INVALID_ARGUMENT")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.http_port)
+        writer.write(f"POST /api/datasets/{name} HTTP/1.1\r\n{head}\r\nabc".encode())
+        async with asyncio.timeout(20):
+            await reader.readuntil(reason)
+        writer.close()
+    monkeypatch.undo()
+    assert (await upload(client)).status_code == 201
 
 
 async def test_the_form_explains_every_field(client):

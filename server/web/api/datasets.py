@@ -7,11 +7,13 @@
     POST   /api/datasets/NAME?shipped=NAME    no body, or a copy of the text
     DELETE /api/datasets/NAME
 
-An upload has Content-Type application/octet-stream and the header X-Nanogpt-Upload.
+An upload has Content-Type application/octet-stream and the header X-Nanogpt-Upload. One of which
+nothing comes for a minute ends with DEADLINE_EXCEEDED.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -24,7 +26,7 @@ from nanogpt.config import Violation, unknown_key
 from nanogpt.datasets.shipped import SHIPPED
 from server.dataset_request import DatasetRequest, new_dataset
 from server.dataset_store import DatasetInfo, DatasetStore, NewDataset
-from server.errors import ServiceError
+from server.errors import DeadlineExceeded, ServiceError
 from server.gate import Gate
 from server.health import Health
 from server.web.event_stream import EventStream, snapshots
@@ -32,6 +34,9 @@ from server.web.guard import UPLOAD_HEADER
 
 MAX_IGNORED_BYTES = 8 << 20
 """What is read of a refused upload: a browser that is still sending hears the answer only then."""
+
+STALLED_SECONDS = 60.0
+"""How long an upload may bring nothing: meanwhile its name is taken."""
 
 
 class DatasetsApi:
@@ -60,7 +65,7 @@ class DatasetsApi:
         return EventStream(snapshots(self._all, self._health))
 
     async def create(self, request: Request) -> Response:
-        body = request.stream()
+        body = _unless_stalled(request.stream())
         try:
             new = _new_dataset(request.path_params["name"], request.query_params)
             # a call that is no upload has a JSON object for its body, which is no text
@@ -68,7 +73,8 @@ class DatasetsApi:
             with self._gate.passing():
                 info = await self._datasets.create(new, text)
         except ServiceError:
-            await _ignore(body)
+            with suppress(DeadlineExceeded):
+                await _ignore(body)
             raise
         return JSONResponse(_dataset(info), 201)
 
@@ -99,6 +105,21 @@ async def _nothing() -> AsyncIterator[bytes]:
     """What is received of a dataset that the server has itself."""
     chunks: tuple[bytes, ...] = ()
     for chunk in chunks:
+        yield chunk
+
+
+async def _unless_stalled(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The body. Raises DeadlineExceeded once nothing has come for STALLED_SECONDS."""
+    while True:
+        try:
+            async with asyncio.timeout(STALLED_SECONDS):
+                chunk = await anext(body, None)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"nothing of the text came for {STALLED_SECONDS:g} s; send it again"
+            ) from None
+        if chunk is None:
+            return
         yield chunk
 
 
