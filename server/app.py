@@ -222,7 +222,7 @@ class App:
             *JobsApi(self.jobs, self.datasets, health).routes(),
             *CheckpointsApi(self.jobs).routes(),
             *ModelsApi(self.models, self._gate).routes(),
-            *GenerationApi(self.models, self._gate).routes(),
+            *GenerationApi(self.models, self._gate, settings.max_deadline_seconds).routes(),
             *ServingApi(self.monitor).routes(),
             *DatasetsApi(self.datasets, self._gate, health, settings.max_upload_bytes).routes(),
             *form_routes(),

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import tarfile
+import threading
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
@@ -365,6 +366,35 @@ async def test_who_waits_is_told_how_many_go_first(settings, client, monkeypatch
         *others, (_, last) = [await anext(events) for events in streams]
         assert {event["kind"] for _, event in others} == {"started"}
         assert last == {"kind": "queued", "requests_ahead": 0}
+
+
+@pytest.mark.parametrize("heartbeat_seconds", [0.01, 20], ids=["begun", "not begun"])
+async def test_a_generation_that_takes_too_long_ends(settings, monkeypatch, heartbeat_seconds):
+    monkeypatch.setattr(generation, "HEARTBEAT_SECONDS", heartbeat_seconds)
+    app = await App.start(settings.model_copy(update={"max_deadline_seconds": 0.3}))
+    await app.models.load("tiny")
+    (loaded,) = app.models.in_memory
+    step, gate = loaded.engine._engine.step, threading.Event()
+
+    def wait_and_step():
+        assert gate.wait(20)
+        return step()
+
+    monkeypatch.setattr(loaded.engine._engine, "step", wait_and_step)
+    body = {"model": "tiny", "prompt": "A", "stopping": {"max_new_tokens": 3}}
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.http_port}") as client:
+        response = await client.post("/api/generate", json=body, timeout=20)
+    if heartbeat_seconds < 1:
+        error = json.loads(response.text.split("data: ")[-1])
+        assert (response.status_code, error["kind"]) == (200, "error")
+    else:
+        error = response.json()
+        assert response.status_code == 504
+    assert error["reason"] == "DEADLINE_EXCEEDED"
+    assert error["message"] == "the call took longer than the 0.3 s this server allows"
+    assert not loaded.engine._streams
+    gate.set()
+    await app.stop()
 
 
 async def test_all_that_is_wrong_with_a_generation_is_said_at_once(client):

@@ -1,9 +1,8 @@
 """Ends calls that take longer than the server allows, whatever the caller allows."""
 
-import asyncio
 from typing import Any
 
-from server.errors import DeadlineExceeded
+from server.deadline import deadline
 from server.interceptors.call import Call, CallInterceptor
 
 FOLLOWING = frozenset(
@@ -36,13 +35,5 @@ class DeadlineCap(CallInterceptor):
         has_deadline = call.context.time_remaining() is not None
         if call.method in FOLLOWING or (call.method in OPEN_ENDED and has_deadline):
             return await call.proceed()
-        cap = asyncio.timeout(self.max_seconds)
-        try:
-            async with cap:
-                return await call.proceed()
-        except TimeoutError:
-            if not cap.expired():
-                raise
-            raise DeadlineExceeded(
-                f"the call took longer than the {self.max_seconds:g} s this server allows"
-            ) from None
+        async with deadline(self.max_seconds):
+            return await call.proceed()

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.deadline import deadline
 from server.errors import ResourceExhausted, ServiceError
 from server.health import Health
 from server.web.boundary import to_json, unknown
@@ -96,8 +97,10 @@ class EventStream(Response):
 
     num_open: ClassVar[int] = 0
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, max_seconds: float | None = None) -> None:
+        """After `max_seconds` it ends with DeadlineExceeded; None is never."""
         self._events = events
+        self._max_seconds = max_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if EventStream.num_open >= MAX_STREAMS:
@@ -121,13 +124,12 @@ class EventStream(Response):
         begun = False
         async with aclosing(self._events) as events:
             try:
-                async for text in events:
-                    if not begun:
-                        await send(
-                            {"type": "http.response.start", "status": 200, "headers": [*HEADERS]}
-                        )
-                        begun = True
-                    await _send_part(send, text)
+                async with deadline(self._max_seconds):
+                    async for text in events:
+                        if not begun:
+                            await _begin(send)
+                            begun = True
+                        await _send_part(send, text)
             except TimeoutError:
                 return
             except ServiceError as error:
@@ -140,8 +142,12 @@ class EventStream(Response):
                 bug = unknown(scope["path"])
                 await _send_part(send, message({"kind": "error", **to_json(bug)}))
         if not begun:
-            await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
+            await _begin(send)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _begin(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
 
 
 async def _send_part(send: Send, text: str) -> None:

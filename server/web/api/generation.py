@@ -31,16 +31,17 @@ from server.web.event_stream import HEARTBEAT, HEARTBEAT_SECONDS, EventStream, m
 class GenerationApi:
     """Streams what models write."""
 
-    def __init__(self, models: ModelStore, gate: Gate) -> None:
+    def __init__(self, models: ModelStore, gate: Gate, max_deadline_seconds: float) -> None:
         self._models = models
         self._gate = gate
+        self._max_deadline_seconds = max_deadline_seconds
 
     def routes(self) -> list[Route]:
         return [Route("/api/generate", self.generate, methods=["POST"])]
 
     async def generate(self, request: Request) -> Response:
         body = await Body.read(request)
-        return EventStream(self._events(body))
+        return EventStream(self._events(body), self._max_deadline_seconds)
 
     async def _events(self, body: Body) -> AsyncGenerator[str, None]:
         received_at = time.monotonic()
