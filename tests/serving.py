@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -11,7 +12,14 @@ import torch
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from nanogpt.checkpoint import CheckpointMeta, save_checkpoint, step_folder
+from nanogpt.checkpoint import (
+    CheckpointMeta,
+    drop_newer,
+    read_meta,
+    save_checkpoint,
+    step_folder,
+    write_meta,
+)
 from nanogpt.config import ModelConfig, SamplingParams, StoppingParams, TrainConfig
 from nanogpt.ensemble import make_network
 from nanogpt.inference.request import Request
@@ -55,6 +63,7 @@ def write_checkpoint(
     step: int = 10,
     seed: int = 0,
     job_id: str = "",
+    rollbacks: int = 0,
     tokenizer=TOKENIZER,
     config: ModelConfig = CONFIG,
 ) -> None:
@@ -65,6 +74,7 @@ def write_checkpoint(
         val_loss=4.0,
         create_time=time.time(),
         job_id=job_id,
+        rollbacks=rollbacks,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
@@ -72,13 +82,25 @@ def write_checkpoint(
         save_checkpoint(folder, meta, make_network(config).state_dict(), None)
 
 
-def write_job_checkpoint(data_dir: Path, job_id: str, step: int, *, model: str = "trained") -> Path:
-    """One checkpoint of a job, and the job's specification. The weights depend on the step."""
+def write_job_checkpoint(
+    data_dir: Path, job_id: str, step: int, *, model: str = "trained", rollbacks: int = 0
+) -> Path:
+    """One checkpoint of a job, and the job's specification. The weights depend on the step and on
+    how often the run has gone back."""
     run = RunDirectory(data_dir / "runs" / job_id)
     run.write_spec(RunSpec(job_id, model, "../../datasets/text", TrainConfig()))
     folder = step_folder(run.checkpoints_path, step)
-    write_checkpoint(folder, step=step, seed=step, job_id=job_id)
+    seed = step + 1000 * rollbacks
+    write_checkpoint(folder, step=step, seed=seed, job_id=job_id, rollbacks=rollbacks)
     return folder
+
+
+def go_back(data_dir: Path, job_id: str, step: int, *, rollbacks: int = 1) -> None:
+    """Does to a job's checkpoints what its trainer does when it goes back to one of them."""
+    checkpoints = RunDirectory(data_dir / "runs" / job_id).checkpoints_path
+    drop_newer(checkpoints, step)
+    folder = step_folder(checkpoints, step)
+    write_meta(folder, replace(read_meta(folder), rollbacks=rollbacks))
 
 
 def damage(folder: Path) -> None:

@@ -6,13 +6,22 @@ from dataclasses import asdict
 import pytest
 import torch
 from safetensors.torch import save_file
-from serving import CONFIG, TOKENIZER, damage, tiny_model, write_checkpoint, write_job_checkpoint
+from serving import (
+    CONFIG,
+    TOKENIZER,
+    damage,
+    go_back,
+    tiny_model,
+    write_checkpoint,
+    write_job_checkpoint,
+)
 
 from nanogpt.checkpoint import (
     hold_checkpoint,
     is_held,
     list_checkpoints,
     load_model,
+    pin_checkpoint,
     prune_checkpoints,
     publish_model,
     read_meta,
@@ -22,6 +31,7 @@ from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face
 from nanogpt.model import GPT
 from nanogpt.tokenizer import GPT2Tokenizer
 from server.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
+from server.models import catalog as module
 from server.models.catalog import ModelCatalog
 
 
@@ -73,12 +83,51 @@ def test_a_job_leads_to_its_newest_checkpoint(catalog, tmp_path):
     assert (ref.reference, ref.name, ref.folder.name) == ("job:j1", "trained", "step_1000000")
 
 
+def test_the_newest_of_a_job_that_went_back_is_not_of_the_highest_step(catalog, tmp_path):
+    write_job_checkpoint(tmp_path, "j1", 100)
+    abandoned = write_job_checkpoint(tmp_path, "j1", 150)
+    before = catalog.resolve("job:j1")
+    pin_checkpoint(abandoned)
+    go_back(tmp_path, "j1", 100)
+    assert catalog.resolve("job:j1").folder.name == "step_000100"
+    assert catalog.resolve("job:j1@150").folder == abandoned  # as asked for
+    for step in (125, 150):
+        folder = write_job_checkpoint(tmp_path, "j1", step, rollbacks=1)
+        ref = catalog.resolve("job:j1")
+        assert ref.folder == folder
+        assert ref.is_as_new_as(before) and not before.is_as_new_as(ref)
+    folder = write_job_checkpoint(tmp_path, "j1", 150, rollbacks=1)
+    again = catalog.resolve("job:j1")
+    assert again.folder == folder and not ref.is_as_new_as(again)
+
+
+def test_a_look_at_a_job_reads_no_checkpoint_twice(catalog, tmp_path, monkeypatch):
+    for step in (100, 200, 300):
+        write_job_checkpoint(tmp_path, "j1", step)
+    found = catalog.resolve("job:j1")
+    monkeypatch.setattr(module, "read_meta", None)
+    assert catalog.resolve("job:j1") == found
+    monkeypatch.undo()
+    go_back(tmp_path, "j1", 200)
+    assert catalog.resolve("job:j1").folder.name == "step_000200"
+
+
+def test_a_job_leads_past_a_checkpoint_that_cannot_be_described(catalog, tmp_path):
+    for step in (100, 200):
+        folder = write_job_checkpoint(tmp_path, "j1", step)
+        (folder / "meta.json").write_text("{")
+    with pytest.raises(DataLoss):
+        catalog.find("job:j1")
+    write_job_checkpoint(tmp_path, "j1", 100)
+    assert catalog.find("job:j1")[1].step == 100
+
+
 def test_a_job_and_a_step_lead_to_that_checkpoint(catalog, tmp_path):
     for step in (100, 200, 300):
         write_job_checkpoint(tmp_path, "j1", step)
     ref = catalog.resolve("job:j1@200")
     assert (ref.reference, ref.name) == ("job:j1@200", "trained")
-    assert ref.folder.name == "step_000200" and ref.is_final
+    assert ref.folder.name == "step_000200"
     with pytest.raises(NotFound, match="of step 150; there are 100, 200, 300"):
         catalog.resolve("job:j1@150")
 

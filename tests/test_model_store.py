@@ -14,6 +14,7 @@ from serving import (
     CONFIG,
     LONG,
     damage,
+    go_back,
     model_store,
     request,
     sample,
@@ -23,7 +24,7 @@ from serving import (
     write_job_checkpoint,
 )
 
-from nanogpt.checkpoint import is_held, prune_checkpoints
+from nanogpt.checkpoint import is_held, pin_checkpoint, prune_checkpoints
 from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Delta
 from nanogpt.tokenizer import GPT2Tokenizer
@@ -259,6 +260,63 @@ async def test_an_older_look_at_a_job_does_not_bring_the_old_weights_back(tmp_pa
             patch.setattr(store, "resolve", lambda *_: old)  # a caller that looked long ago
             async with store.acquire("job:j1") as model:
                 assert model.weight_version == 200
+
+
+async def answer(store, reference: str) -> tuple[int, list[int]]:
+    """The step that GetModel tells of, which is the one that answers, and the answer."""
+    async with store.acquire(reference) as model:
+        step = (await store.get(reference)).meta.step
+        assert model.weight_version == step
+        return step, await read(model.engine.submit(request("r", 20, temperature=0)))
+
+
+async def test_a_job_that_went_back_answers_with_what_it_wrote_since(tmp_path, builds):
+    write_job_checkpoint(tmp_path, "j1", 100)
+    abandoned = write_job_checkpoint(tmp_path, "j1", 150)
+    async with model_store(tmp_path) as store:
+        before = await answer(store, "job:j1")
+        pin_checkpoint(abandoned)
+        go_back(tmp_path, "j1", 100)
+        assert (await answer(store, "job:j1"))[0] == 100
+        write_job_checkpoint(tmp_path, "j1", 125, rollbacks=1)
+        assert (await answer(store, "job:j1"))[0] == 125
+        write_job_checkpoint(tmp_path, "j1", 150, rollbacks=1)
+        step, tokens = await answer(store, "job:j1")
+        assert (before[0], step) == (150, 150) and tokens != before[1]
+        # a crash can have a step written again without going back
+        write_checkpoint(abandoned, step=150, seed=7, job_id="j1", rollbacks=1)
+        assert await answer(store, "job:j1") not in (before, (step, tokens))
+        loads = len(builds)
+        go_back(tmp_path, "j1", 150, rollbacks=2)
+        await answer(store, "job:j1")
+        assert len(builds) == loads  # these weights were in memory
+
+
+async def test_a_step_that_is_written_again_takes_over_from_the_abandoned_one(tmp_path):
+    for step in (100, 150):
+        write_job_checkpoint(tmp_path, "j1", step)
+    async with model_store(tmp_path) as store:
+        before = await answer(store, "job:j1@150")
+        go_back(tmp_path, "j1", 100)
+        assert await answer(store, "job:j1@150") == before  # held
+        folder = write_job_checkpoint(tmp_path, "j1", 150, rollbacks=1)
+        after = await answer(store, "job:j1@150")
+        assert after[0] == 150 and after != before
+        await until(lambda: len(store.in_memory) == 1)
+        assert is_held(folder)
+        await store.unload("job:j1@150")
+        assert not is_held(folder)
+
+
+async def test_a_damaged_checkpoint_that_is_written_again_is_tried_again(tmp_path):
+    write_job_checkpoint(tmp_path, "j1", 100)
+    async with model_store(tmp_path) as store:
+        await store.load("job:j1")
+        damage(write_job_checkpoint(tmp_path, "j1", 150))
+        async with store.acquire("job:j1") as model:
+            assert model.weight_version == 100
+        write_job_checkpoint(tmp_path, "j1", 150)
+        assert (await answer(store, "job:j1"))[0] == 150
 
 
 async def test_a_damaged_newer_checkpoint_leaves_the_old_one_serving(tmp_path, builds):

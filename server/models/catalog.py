@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
 
 from nanogpt.checkpoint import (
+    META_FILE,
     CheckpointDamaged,
     CheckpointMeta,
     list_checkpoints,
@@ -43,6 +45,24 @@ IMPORTERS: dict[str, Callable[[Path], tuple[ModelConfig, dict[str, Tensor]]]] = 
 }
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Written:
+    """When in its run a checkpoint was written. A run that goes back writes lower steps than it
+    had written before, and then some of these again."""
+
+    rollbacks: int
+    """See CheckpointMeta; -1 if they cannot be read, as if it were older than all others."""
+    step: int
+    create_time: float
+
+    def is_as_new_as(self, other: "Written") -> bool:
+        """Whether it is the same checkpoint, or a later one; of two of a step neither is later."""
+        # the checkpoint that a run goes back to gets another number of rollbacks, not other weights
+        if (self.step, self.create_time) == (other.step, other.create_time):
+            return True
+        return (self.rollbacks, self.step) > (other.rollbacks, other.step)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRef:
     """Where a reference leads at this moment."""
@@ -52,15 +72,24 @@ class ModelRef:
     name: str
     """The model's name; of a job, the name that its model will have."""
     folder: Path
+    written: Written | None = None
+    """None unless it is a job that the reference names."""
 
     @property
     def is_final(self) -> bool:
-        """Whether the reference leads to the same weights for ever; `job:ID` moves on."""
-        return not self.reference.startswith(JOB) or "@" in self.reference
+        """Whether the reference leads to the same weights for ever; those of a job move on."""
+        return self.written is None
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether the reference is `job:ID`, which leads to the newest checkpoint."""
+        return self.reference.startswith(JOB) and "@" not in self.reference
 
     def is_as_new_as(self, other: "ModelRef") -> bool:
         """Whether these weights are not older than those of another look at the reference."""
-        return self.is_final or step_of(self.folder) >= step_of(other.folder)
+        if self.written is None or other.written is None:
+            return True
+        return self.written.is_as_new_as(other.written)
 
 
 class ModelCatalog:
@@ -107,7 +136,7 @@ class ModelCatalog:
 
         The newest of a job gives way to newer ones. Raises NotFound if it is gone.
         """
-        if not (ref.is_final and ref.folder.is_relative_to(self._runs)):
+        if ref.is_newest or not ref.folder.is_relative_to(self._runs):
             yield
             return
         try:
@@ -212,14 +241,16 @@ class ModelCatalog:
         checkpoints = list_checkpoints(run.checkpoints_path)
         if not checkpoints:
             raise NotFound("checkpoint", str(wanted), f"job {job_id!r} has no checkpoint yet")
-        folder = checkpoints[-1] if step is None else step_folder(run.checkpoints_path, step)
+        if step is None:
+            step = max(map(_written, checkpoints)).step
+        folder = step_folder(run.checkpoints_path, step)
         if folder not in checkpoints:
             raise _no_step(wanted, set(map(step_of, checkpoints)))
         try:
             name = run.read_spec().model
         except InvalidConfig:
             raise DataLoss("job", job_id, f"spec.json of job {job_id!r} is damaged") from None
-        return ModelRef(str(wanted), name, folder)
+        return ModelRef(str(wanted), name, folder, _written(folder))
 
     def _newest(self) -> ModelRef:
         for ref, _ in self.list():
@@ -234,6 +265,22 @@ class ModelCatalog:
 def _require(alive: Callable[[], bool]) -> None:
     if not alive():
         raise Unavailable("the server is stopping; try another one, or later")
+
+
+def _written(folder: Path) -> Written:
+    """When a checkpoint was written. Takes as long as a look at a file, unless it is new."""
+    try:
+        meta_file = (folder / META_FILE).stat()
+        return _read_written(folder, meta_file.st_ino, meta_file.st_mtime_ns)
+    except (FileNotFoundError, CheckpointDamaged):
+        return Written(-1, step_of(folder), 0.0)
+
+
+@lru_cache(maxsize=1024)
+def _read_written(folder: Path, inode: int, changed_ns: int) -> Written:
+    """As `_written`, remembered for one state of the file."""
+    meta = read_meta(folder)
+    return Written(meta.rollbacks, step_of(folder), meta.create_time)
 
 
 def _no_step(wanted: ModelReference, steps: set[int]) -> NotFound:

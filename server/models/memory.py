@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 import torch
 
@@ -65,7 +64,7 @@ class _Slot:
     num_waiting: int = 0
     """Callers about to hold its model, which must not make room for another before they do."""
     is_pinned: bool = False
-    refused: Path | None = None
+    refused: ModelRef | None = None
     """A newer checkpoint that turned out damaged and is not tried again."""
 
     @property
@@ -93,7 +92,7 @@ class _Slot:
             return False
         if self.model.precision != (precision or self.precision):
             return False
-        return ref.folder == self.refused or self.model.ref.is_as_new_as(ref)
+        return ref == self.refused or self.model.ref.is_as_new_as(ref)
 
 
 class ModelMemory:
@@ -260,7 +259,7 @@ class ModelMemory:
             if precision is not None and slot.model.precision != precision:
                 raise  # it was asked for: an older answer is none
             if isinstance(error, (DataLoss, NotFound)):
-                slot.refused = ref.folder
+                slot.refused = ref
             step = slot.model.weight_version
             logger.warning("%s goes on with step %d", ref.reference, step, exc_info=error)
         finally:

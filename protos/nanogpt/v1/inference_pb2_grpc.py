@@ -31,9 +31,11 @@ class InferenceServiceStub:
     A model is named `NAME` (as `ModelService.ListModels` returns it),
     `NAME@STEP` (one checkpoint of the job that trained it), `job:ID` (the newest
     checkpoint of a job, in whatever state it is) or `job:ID@STEP` (a certain one,
-    which is kept as long as it is in memory). An empty name means the newest
-    model or, when there is none yet, the newest checkpoint of the newest job. A
-    model that is not in memory is loaded by the first call that names it.
+    which is kept as long as it is in memory). The newest is the one written last;
+    after a run that diverged has gone back, that may be one of a lower step, and
+    a step that it writes again replaces the one before. An empty name means the
+    newest model or, when there is none yet, the newest checkpoint of the newest
+    job. A model that is not in memory is loaded by the first call that names it.
     """
 
     def __init__(self, channel):
@@ -75,9 +77,11 @@ class InferenceServiceServicer:
     A model is named `NAME` (as `ModelService.ListModels` returns it),
     `NAME@STEP` (one checkpoint of the job that trained it), `job:ID` (the newest
     checkpoint of a job, in whatever state it is) or `job:ID@STEP` (a certain one,
-    which is kept as long as it is in memory). An empty name means the newest
-    model or, when there is none yet, the newest checkpoint of the newest job. A
-    model that is not in memory is loaded by the first call that names it.
+    which is kept as long as it is in memory). The newest is the one written last;
+    after a run that diverged has gone back, that may be one of a lower step, and
+    a step that it writes again replaces the one before. An empty name means the
+    newest model or, when there is none yet, the newest checkpoint of the newest
+    job. A model that is not in memory is loaded by the first call that names it.
     """
 
     def Generate(self, request, context):
@@ -184,9 +188,11 @@ class InferenceService:
     A model is named `NAME` (as `ModelService.ListModels` returns it),
     `NAME@STEP` (one checkpoint of the job that trained it), `job:ID` (the newest
     checkpoint of a job, in whatever state it is) or `job:ID@STEP` (a certain one,
-    which is kept as long as it is in memory). An empty name means the newest
-    model or, when there is none yet, the newest checkpoint of the newest job. A
-    model that is not in memory is loaded by the first call that names it.
+    which is kept as long as it is in memory). The newest is the one written last;
+    after a run that diverged has gone back, that may be one of a lower step, and
+    a step that it writes again replaces the one before. An empty name means the
+    newest model or, when there is none yet, the newest checkpoint of the newest
+    job. A model that is not in memory is loaded by the first call that names it.
     """
 
     @staticmethod
