@@ -449,6 +449,70 @@ async def test_kernels_take_over_from_pytorch_without_a_pause(tmp_path, builds, 
             assert other.is_native
 
 
+@pytest.fixture
+def exhausted(monkeypatch):
+    """References that did not fit, one for each attempt."""
+    found = []
+    does_not_fit = module.ModelMemory._does_not_fit
+
+    def note(self, needed, kept, slot):
+        found.append(slot.reference)
+        return does_not_fit(self, needed, kept, slot)
+
+    monkeypatch.setattr(module.ModelMemory, "_does_not_fit", note)
+    return found
+
+
+async def test_kernels_take_over_when_a_model_without_room_for_two_is_held_no_more(
+    tmp_path, kernels, compiling, exhausted
+):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    room = memory_bytes_of(CONFIG, 4, "float32", kernels) + ONE - 1
+    async with model_store(tmp_path, kernels=Kernels(tmp_path), memory_bytes=room) as store:
+        adopting = asyncio.create_task(store.adopt_kernels())
+        async with store.acquire("tiny"):
+            compiling.set()
+            await until(lambda: bool(exhausted))
+        await adopting
+        assert exhausted == ["tiny"]
+        async with store.acquire("tiny") as model:
+            assert model.is_native
+
+
+async def test_stopping_does_not_wait_for_kernels_to_take_over(
+    tmp_path, kernels, compiling, exhausted
+):
+    write_checkpoint(tmp_path / "models" / "tiny")
+    room = memory_bytes_of(CONFIG, 4, "float32", kernels) + ONE - 1
+    async with model_store(tmp_path, kernels=Kernels(tmp_path), memory_bytes=room) as store:
+        adopting = asyncio.create_task(store.adopt_kernels())
+        async with store.acquire("tiny"):
+            compiling.set()
+            await until(lambda: bool(exhausted))
+            await store.end_requests()
+        await adopting
+
+
+async def test_a_model_that_cannot_be_loaded_anew_keeps_no_other_from_kernels(
+    tmp_path, compiling, monkeypatch
+):
+    def build(ref, *rest):
+        if compiling.is_set() and ref.name == "a":
+            raise RuntimeError("no")
+        return build_engine(ref, *rest)
+
+    for name in ("a", "b"):
+        write_checkpoint(tmp_path / "models" / name)
+    monkeypatch.setattr(module, "build_engine", build)
+    async with model_store(tmp_path, kernels=Kernels(tmp_path)) as store:
+        for name in ("a", "b"):
+            await store.load(name)
+        compiling.set()
+        await store.adopt_kernels()
+        async with store.acquire("a") as failed, store.acquire("b") as adopted:
+            assert (failed.is_native, adopted.is_native) == (False, True)
+
+
 async def test_without_kernels_pytorch_goes_on(tmp_path, compiling, builds, monkeypatch):
     monkeypatch.setattr(kernels_module, "compiled_kernels", lambda folder, nice, cancelled: 1 / 0)
     write_checkpoint(tmp_path / "models" / "tiny")

@@ -189,18 +189,42 @@ class ModelMemory:
             self._slots[model.ref.reference].is_pinned = True
 
     async def adopt_kernels(self) -> None:
-        """Waits for native kernels, then loads anew what PyTorch has served until then."""
+        """Waits for native kernels, then loads anew what PyTorch has served until then.
+
+        A model that does not fit beside the one in use follows once that is held no more.
+        """
         if await self._kernels.made() is None:
             return
-        for slot in list(self._slots.values()):
-            if slot.loading is not None:
-                await asyncio.wait([slot.loading])
-            if slot.model is None or slot.model.is_native:
-                continue
-            try:
-                await self._load_once(slot, slot.model.ref, slot.model.precision)
-            except ServiceError as error:
-                logger.warning("%s goes on with PyTorch: %s", slot.reference, error.message)
+        slots = list(self._slots.values())
+        while slots := [slot for slot in slots if not await self._adopt_kernels(slot)]:
+            await self._any_unheld()
+
+    async def _adopt_kernels(self, slot: _Slot) -> bool:
+        """Whether that has come to its end, good or bad; if not, models in use are in the way."""
+        if slot.loading is not None:
+            await asyncio.wait([slot.loading])
+        if slot.model is None or slot.model.is_native:
+            return True
+        try:
+            await self._load_once(slot, slot.model.ref, slot.model.precision)
+        except ServiceError as error:
+            if isinstance(error, ResourceExhausted) and error.retry_seconds is not None:
+                return False
+            logger.warning("%s goes on with PyTorch: %s", slot.reference, error.message)
+        except Exception:  # a bug of ours must not keep the kernels from other models
+            logger.exception("%s goes on with PyTorch", slot.reference)
+        return True
+
+    async def _any_unheld(self) -> None:
+        """Returns once nobody holds one of the models that are held now."""
+        held = [model for model in self._in_memory if model.num_holders]
+        waits = [asyncio.create_task(model.unheld.wait()) for model in held]
+        try:
+            if waits:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def release(self, reference: str) -> None:
         """Frees the model of a canonical reference, once it is loaded and nobody holds it."""
