@@ -99,6 +99,23 @@ async def test_a_model_is_held_in_the_precision_asked_for(folder):
         assert not model.precision and not model.HasField("memory_bytes")
 
 
+async def test_the_weights_in_memory_may_be_older_than_the_newest_of_a_job(tmp_path):
+    write_job_checkpoint(tmp_path, "j1", 100)
+    async with served(tmp_path) as server:
+
+        async def steps() -> tuple[int, int | None]:
+            model = (await server.models.GetModel(pb.GetModelRequest(name="job:j1"))).model
+            loaded = model.weight_version if model.HasField("weight_version") else None
+            return model.step, loaded
+
+        assert await steps() == (100, None)
+        await server.models.LoadModel(pb.LoadModelRequest(name="job:j1"))
+        write_job_checkpoint(tmp_path, "j1", 200)
+        assert await steps() == (200, 100)
+        await server.models.LoadModel(pb.LoadModelRequest(name="job:j1"))
+        assert await steps() == (200, 200)
+
+
 async def test_a_precision_that_cannot_be_had_leaves_the_model_as_it_is(folder, monkeypatch):
     async with served(folder) as server:
         monkeypatch.setattr(runners, "TORCH_PRECISIONS", {"float32": torch.float32})

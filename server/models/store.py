@@ -45,6 +45,9 @@ class ModelInfo:
     """How its weights are held, None unless it is loaded."""
     memory_bytes: int | None
     """What weights and caches take, None unless it is loaded."""
+    weight_version: int | None
+    """Optimizer steps behind the weights in memory, None unless it is loaded. A job may have a
+    newer checkpoint, which `meta` describes."""
 
 
 class ModelStore:
@@ -235,4 +238,5 @@ class ModelStore:
             parameter_count=parameter_count(meta.model_config),
             precision=loaded.precision if loaded else None,
             memory_bytes=loaded.memory_bytes if loaded else None,
+            weight_version=loaded.weight_version if loaded else None,
         )

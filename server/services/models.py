@@ -121,6 +121,7 @@ def model_to_pb(info: ModelInfo) -> pb.Model:
         size_bytes=meta.size_bytes,
         precision=info.precision,
         memory_bytes=info.memory_bytes,
+        weight_version=info.weight_version,
     )
 
 

@@ -25,49 +25,49 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/nanogpt/v1/models.proto\x12\nnanogpt.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x17.nanogpt.v1.ModelConfig\x12\x17\n\x0fparameter_count\x18\x03 \x01(\x03\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.nanogpt.v1.Model.State\x12\x0e\n\x06job_id\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04step\x18\x07 \x01(\x03\x12\x15\n\x08val_loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\ttokenizer\x18\t \x01(\t\x12\x12\n\nsize_bytes\x18\n \x01(\x03\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x19\n\x0cmemory_bytes\x18\x0c \x01(\x03H\x01\x88\x01\x01\"W\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_UNLOADED\x10\x01\x12\x11\n\rSTATE_LOADING\x10\x02\x12\x10\n\x0cSTATE_LOADED\x10\x03\x42\x0b\n\t_val_lossB\x0f\n\r_memory_bytes\"\x94\x01\n\x0bModelConfig\x12\x0f\n\x07n_layer\x18\x01 \x01(\x05\x12\x0e\n\x06n_head\x18\x02 \x01(\x05\x12\x0e\n\x06n_embd\x18\x03 \x01(\x05\x12\x12\n\nblock_size\x18\x04 \x01(\x05\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\x0c\n\x04\x62ias\x18\x06 \x01(\x08\x12\x0c\n\x04\x61rch\x18\x07 \x01(\t\x12\x10\n\x08n_member\x18\x08 \x01(\x05\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.nanogpt.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.nanogpt.v1.Model\"3\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\"5\n\x11LoadModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.nanogpt.v1.Model\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x13UnloadModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.nanogpt.v1.Model\"\"\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"l\n\x12ImportModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.nanogpt.v1.ModelFormat\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\"7\n\x13ImportModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.nanogpt.v1.Model\"K\n\x12\x45xportModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.nanogpt.v1.ModelFormat\"1\n\x13\x45xportModelResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c*{\n\x0bModelFormat\x12\x1c\n\x18MODEL_FORMAT_UNSPECIFIED\x10\x00\x12\x1d\n\x19MODEL_FORMAT_HUGGING_FACE\x10\x01\x12\x18\n\x14MODEL_FORMAT_NANOGPT\x10\x02\x12\x15\n\x11MODEL_FORMAT_GGUF\x10\x03\x32\xae\x04\n\x0cModelService\x12K\n\nListModels\x12\x1d.nanogpt.v1.ListModelsRequest\x1a\x1e.nanogpt.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.nanogpt.v1.GetModelRequest\x1a\x1c.nanogpt.v1.GetModelResponse\x12H\n\tLoadModel\x12\x1c.nanogpt.v1.LoadModelRequest\x1a\x1d.nanogpt.v1.LoadModelResponse\x12N\n\x0bUnloadModel\x12\x1e.nanogpt.v1.UnloadModelRequest\x1a\x1f.nanogpt.v1.UnloadModelResponse\x12N\n\x0b\x44\x65leteModel\x12\x1e.nanogpt.v1.DeleteModelRequest\x1a\x1f.nanogpt.v1.DeleteModelResponse\x12N\n\x0bImportModel\x12\x1e.nanogpt.v1.ImportModelRequest\x1a\x1f.nanogpt.v1.ImportModelResponse\x12P\n\x0b\x45xportModel\x12\x1e.nanogpt.v1.ExportModelRequest\x1a\x1f.nanogpt.v1.ExportModelResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/nanogpt/v1/models.proto\x12\nnanogpt.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x17.nanogpt.v1.ModelConfig\x12\x17\n\x0fparameter_count\x18\x03 \x01(\x03\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.nanogpt.v1.Model.State\x12\x0e\n\x06job_id\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04step\x18\x07 \x01(\x03\x12\x15\n\x08val_loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\ttokenizer\x18\t \x01(\t\x12\x12\n\nsize_bytes\x18\n \x01(\x03\x12\x11\n\tprecision\x18\x0b \x01(\t\x12\x19\n\x0cmemory_bytes\x18\x0c \x01(\x03H\x01\x88\x01\x01\x12\x1b\n\x0eweight_version\x18\r \x01(\x03H\x02\x88\x01\x01\"W\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_UNLOADED\x10\x01\x12\x11\n\rSTATE_LOADING\x10\x02\x12\x10\n\x0cSTATE_LOADED\x10\x03\x42\x0b\n\t_val_lossB\x0f\n\r_memory_bytesB\x11\n\x0f_weight_version\"\x94\x01\n\x0bModelConfig\x12\x0f\n\x07n_layer\x18\x01 \x01(\x05\x12\x0e\n\x06n_head\x18\x02 \x01(\x05\x12\x0e\n\x06n_embd\x18\x03 \x01(\x05\x12\x12\n\nblock_size\x18\x04 \x01(\x05\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\x0c\n\x04\x62ias\x18\x06 \x01(\x08\x12\x0c\n\x04\x61rch\x18\x07 \x01(\t\x12\x10\n\x08n_member\x18\x08 \x01(\x05\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.nanogpt.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.nanogpt.v1.Model\"3\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tprecision\x18\x02 \x01(\t\"5\n\x11LoadModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.nanogpt.v1.Model\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x13UnloadModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.nanogpt.v1.Model\"\"\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"l\n\x12ImportModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\'\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x17.nanogpt.v1.ModelFormat\x12\x0f\n\x07\x64\x61taset\x18\x04 \x01(\t\"7\n\x13ImportModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.nanogpt.v1.Model\"K\n\x12\x45xportModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.nanogpt.v1.ModelFormat\"1\n\x13\x45xportModelResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c*{\n\x0bModelFormat\x12\x1c\n\x18MODEL_FORMAT_UNSPECIFIED\x10\x00\x12\x1d\n\x19MODEL_FORMAT_HUGGING_FACE\x10\x01\x12\x18\n\x14MODEL_FORMAT_NANOGPT\x10\x02\x12\x15\n\x11MODEL_FORMAT_GGUF\x10\x03\x32\xae\x04\n\x0cModelService\x12K\n\nListModels\x12\x1d.nanogpt.v1.ListModelsRequest\x1a\x1e.nanogpt.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.nanogpt.v1.GetModelRequest\x1a\x1c.nanogpt.v1.GetModelResponse\x12H\n\tLoadModel\x12\x1c.nanogpt.v1.LoadModelRequest\x1a\x1d.nanogpt.v1.LoadModelResponse\x12N\n\x0bUnloadModel\x12\x1e.nanogpt.v1.UnloadModelRequest\x1a\x1f.nanogpt.v1.UnloadModelResponse\x12N\n\x0b\x44\x65leteModel\x12\x1e.nanogpt.v1.DeleteModelRequest\x1a\x1f.nanogpt.v1.DeleteModelResponse\x12N\n\x0bImportModel\x12\x1e.nanogpt.v1.ImportModelRequest\x1a\x1f.nanogpt.v1.ImportModelResponse\x12P\n\x0b\x45xportModel\x12\x1e.nanogpt.v1.ExportModelRequest\x1a\x1f.nanogpt.v1.ExportModelResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.nanogpt.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELFORMAT']._serialized_start=1386
-  _globals['_MODELFORMAT']._serialized_end=1509
+  _globals['_MODELFORMAT']._serialized_start=1434
+  _globals['_MODELFORMAT']._serialized_end=1557
   _globals['_MODEL']._serialized_start=80
-  _globals['_MODEL']._serialized_end=513
-  _globals['_MODEL_STATE']._serialized_start=396
-  _globals['_MODEL_STATE']._serialized_end=483
-  _globals['_MODELCONFIG']._serialized_start=516
-  _globals['_MODELCONFIG']._serialized_end=664
-  _globals['_LISTMODELSREQUEST']._serialized_start=666
-  _globals['_LISTMODELSREQUEST']._serialized_end=685
-  _globals['_LISTMODELSRESPONSE']._serialized_start=687
-  _globals['_LISTMODELSRESPONSE']._serialized_end=742
-  _globals['_GETMODELREQUEST']._serialized_start=744
-  _globals['_GETMODELREQUEST']._serialized_end=775
-  _globals['_GETMODELRESPONSE']._serialized_start=777
-  _globals['_GETMODELRESPONSE']._serialized_end=829
-  _globals['_LOADMODELREQUEST']._serialized_start=831
-  _globals['_LOADMODELREQUEST']._serialized_end=882
-  _globals['_LOADMODELRESPONSE']._serialized_start=884
-  _globals['_LOADMODELRESPONSE']._serialized_end=937
-  _globals['_UNLOADMODELREQUEST']._serialized_start=939
-  _globals['_UNLOADMODELREQUEST']._serialized_end=973
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=975
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1030
-  _globals['_DELETEMODELREQUEST']._serialized_start=1032
-  _globals['_DELETEMODELREQUEST']._serialized_end=1066
-  _globals['_DELETEMODELRESPONSE']._serialized_start=1068
-  _globals['_DELETEMODELRESPONSE']._serialized_end=1089
-  _globals['_IMPORTMODELREQUEST']._serialized_start=1091
-  _globals['_IMPORTMODELREQUEST']._serialized_end=1199
-  _globals['_IMPORTMODELRESPONSE']._serialized_start=1201
-  _globals['_IMPORTMODELRESPONSE']._serialized_end=1256
-  _globals['_EXPORTMODELREQUEST']._serialized_start=1258
-  _globals['_EXPORTMODELREQUEST']._serialized_end=1333
-  _globals['_EXPORTMODELRESPONSE']._serialized_start=1335
-  _globals['_EXPORTMODELRESPONSE']._serialized_end=1384
-  _globals['_MODELSERVICE']._serialized_start=1512
-  _globals['_MODELSERVICE']._serialized_end=2070
+  _globals['_MODEL']._serialized_end=561
+  _globals['_MODEL_STATE']._serialized_start=425
+  _globals['_MODEL_STATE']._serialized_end=512
+  _globals['_MODELCONFIG']._serialized_start=564
+  _globals['_MODELCONFIG']._serialized_end=712
+  _globals['_LISTMODELSREQUEST']._serialized_start=714
+  _globals['_LISTMODELSREQUEST']._serialized_end=733
+  _globals['_LISTMODELSRESPONSE']._serialized_start=735
+  _globals['_LISTMODELSRESPONSE']._serialized_end=790
+  _globals['_GETMODELREQUEST']._serialized_start=792
+  _globals['_GETMODELREQUEST']._serialized_end=823
+  _globals['_GETMODELRESPONSE']._serialized_start=825
+  _globals['_GETMODELRESPONSE']._serialized_end=877
+  _globals['_LOADMODELREQUEST']._serialized_start=879
+  _globals['_LOADMODELREQUEST']._serialized_end=930
+  _globals['_LOADMODELRESPONSE']._serialized_start=932
+  _globals['_LOADMODELRESPONSE']._serialized_end=985
+  _globals['_UNLOADMODELREQUEST']._serialized_start=987
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1021
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1023
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1078
+  _globals['_DELETEMODELREQUEST']._serialized_start=1080
+  _globals['_DELETEMODELREQUEST']._serialized_end=1114
+  _globals['_DELETEMODELRESPONSE']._serialized_start=1116
+  _globals['_DELETEMODELRESPONSE']._serialized_end=1137
+  _globals['_IMPORTMODELREQUEST']._serialized_start=1139
+  _globals['_IMPORTMODELREQUEST']._serialized_end=1247
+  _globals['_IMPORTMODELRESPONSE']._serialized_start=1249
+  _globals['_IMPORTMODELRESPONSE']._serialized_end=1304
+  _globals['_EXPORTMODELREQUEST']._serialized_start=1306
+  _globals['_EXPORTMODELREQUEST']._serialized_end=1381
+  _globals['_EXPORTMODELRESPONSE']._serialized_start=1383
+  _globals['_EXPORTMODELRESPONSE']._serialized_end=1432
+  _globals['_MODELSERVICE']._serialized_start=1560
+  _globals['_MODELSERVICE']._serialized_end=2118
 # @@protoc_insertion_point(module_scope)

@@ -22,7 +22,7 @@ MODEL_FORMAT_NANOGPT: ModelFormat
 MODEL_FORMAT_GGUF: ModelFormat
 
 class Model(_message.Message):
-    __slots__ = ("name", "config", "parameter_count", "state", "job_id", "create_time", "step", "val_loss", "tokenizer", "size_bytes", "precision", "memory_bytes")
+    __slots__ = ("name", "config", "parameter_count", "state", "job_id", "create_time", "step", "val_loss", "tokenizer", "size_bytes", "precision", "memory_bytes", "weight_version")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Model.State]
@@ -45,6 +45,7 @@ class Model(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     config: ModelConfig
     parameter_count: int
@@ -57,7 +58,8 @@ class Model(_message.Message):
     size_bytes: int
     precision: str
     memory_bytes: int
-    def __init__(self, name: _Optional[str] = ..., config: _Optional[_Union[ModelConfig, _Mapping]] = ..., parameter_count: _Optional[int] = ..., state: _Optional[_Union[Model.State, str]] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., step: _Optional[int] = ..., val_loss: _Optional[float] = ..., tokenizer: _Optional[str] = ..., size_bytes: _Optional[int] = ..., precision: _Optional[str] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    weight_version: int
+    def __init__(self, name: _Optional[str] = ..., config: _Optional[_Union[ModelConfig, _Mapping]] = ..., parameter_count: _Optional[int] = ..., state: _Optional[_Union[Model.State, str]] = ..., job_id: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., step: _Optional[int] = ..., val_loss: _Optional[float] = ..., tokenizer: _Optional[str] = ..., size_bytes: _Optional[int] = ..., precision: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., weight_version: _Optional[int] = ...) -> None: ...
 
 class ModelConfig(_message.Message):
     __slots__ = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "arch", "n_member")
