@@ -271,24 +271,40 @@ def test_a_seed_decides_whatever_comes_and_goes_beside_it(model: GPT) -> None:
     assert run(model, other_seed).tokens["seeded", 0] != alone
 
 
+@pytest.mark.parametrize("overflow", ["roll", "exact"])
+@pytest.mark.parametrize("length", [12, BLOCK_SIZE - 1, BLOCK_SIZE, 40])
 @pytest.mark.parametrize("num_slots", [1, 2, 32])
-def test_sample_i_is_the_same_whatever_the_number_of_samples(model: GPT, num_slots: int) -> None:
-    four = run(model, request("r", "To be or not", SAMPLED, num_samples=4), num_slots=num_slots)
+def test_sample_i_is_the_same_whatever_the_number_of_samples(
+    model: GPT, num_slots: int, length: int, overflow: str
+) -> None:
+    prompt = ("To be or not to be " * 3)[:length]
+    wanted = request("r", prompt, SAMPLED, num_samples=4, context_overflow=overflow)
+    four = run(model, wanted, num_slots=num_slots)
     for count in (1, 2, 3):
-        fewer = run(model, request("r", "To be or not", SAMPLED, num_samples=count))
+        fewer = run(model, replace(wanted, num_samples=count))
         assert fewer.tokens == {key: four.tokens[key] for key in fewer.tokens}
     assert len({tuple(tokens) for tokens in four.tokens.values()}) == 4
     assert four.started == ["r"] and len(four.finished) == 4
 
 
-def test_samples_compute_their_prompt_once(model: GPT) -> None:
-    engine = engine_of(model)
-    engine.add(request("r", "x" * 20, SAMPLED, num_samples=8, max_new_tokens=3))
+@pytest.mark.parametrize(
+    ("length", "prompt_logprobs"),
+    [(2, None), (20, None), (63, None), (63, 0), (64, None), (64, 0), (100, None)],
+)
+def test_samples_compute_their_prompt_once(length: int, prompt_logprobs: int | None) -> None:
+    """Also one that fills the window, which moves with the first token."""
+    engine = Engine(FakeRunner(TOKENIZER.vocab_size, num_slots=8, block_size=64), TOKENIZER)
+    wanted = request(
+        "r", "x" * length, SAMPLED, 8, prompt_logprobs=prompt_logprobs, max_new_tokens=3
+    )
+    engine.add(replace(wanted, use_prefix_cache=False))
+    begun: set[int] = set()
     computed = 0
-    while engine.has_work():
+    while len(begun) < 8:
         result = engine.step()
-        computed += result.prefill_tokens + result.decode_tokens
-    assert computed == 20 + 2 + 7 * 3  # the others compute their last prompt token themselves
+        computed += result.num_tokens
+        begun |= {event.sample_index for event in result.events if isinstance(event, Delta)}
+    assert computed == min(length, 64) - 1 + 8  # each its last prompt token itself
 
 
 def test_a_long_prompt_stalls_nobody(model: GPT) -> None:

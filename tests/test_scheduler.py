@@ -233,22 +233,23 @@ def test_prefill_takes_turns() -> None:
 
 
 def test_samples_share_their_prompt() -> None:
-    """Only the first computes it; the others copy all but its last token."""
+    """Only the first computes it; the others copy all but its last token, and begin with it."""
     engine = FakeEngine(prefill_chunk_tokens=4)
     engine.add(request("r", 10, num_samples=4))
     batches = [engine.step() for _ in range(4)]
-    assert [[c.num_tokens for c in batch.prefills] for batch in batches] == [[4], [4], [2], []]
+    assert [[c.num_tokens for c in batch.prefills] for batch in batches] == [[4], [4], [1], []]
     assert [len(batch.copies) for batch in batches] == [0, 0, 0, 3]
     assert {copy.num_tokens for copy in batches[3].copies} == {9}
     assert len(batches[3].decodes) == 4
 
 
 def test_samples_that_find_no_copy_compute_the_prompt_themselves() -> None:
-    engine = FakeEngine(prefill_chunk_tokens=100)
+    engine = FakeEngine(num_slots=1, prefill_chunk_tokens=100)
     wanted = request("r", 10, num_samples=2, max_new_tokens=1)
     engine.add(replace(wanted, use_prefix_cache=False))
-    assert engine.step().prefills
-    assert engine.step().prefills  # the first sample is over, and its slot may be anybody's
+    assert [chunk.num_tokens for chunk in engine.step().prefills] == [10]
+    # the first sample is over, and its slot may be anybody's
+    assert [chunk.num_tokens for chunk in engine.step().prefills] == [10]
     assert engine.finished == [("r", 0), ("r", 1)]
 
 

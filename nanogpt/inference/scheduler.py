@@ -125,6 +125,8 @@ class Scheduler:
                     copies += self._reuse(sequence)
                 if sequence.num_uncached > 1:
                     most = min(budget, SCORED_CHUNK_TOKENS) if sequence.scores_prompt else budget
+                    if self._is_awaited(sequence):
+                        most = min(most, sequence.num_uncached - 1)
                     prefills.append(Chunk(sequence, min(most, sequence.num_computable)))
                     budget -= prefills[-1].num_tokens
         return Batch(admitted, copies, self._decodes(), prefills)
@@ -201,6 +203,15 @@ class Scheduler:
             if other.slot is not None and other.window_start == 0:
                 return other
         return None
+
+    def _is_awaited(self, sequence: Sequence) -> bool:
+        """Whether later samples are to copy what it computes. It then leaves its last token for the
+        step in which they do: with the next one its window may move, or the sample end."""
+        return any(
+            self._sibling(other) is sequence
+            for other in self._samples[sequence.request.id]
+            if other.slot is not None
+        )
 
     def _reuse(self, sequence: Sequence) -> list[SlotCopy]:
         """A copy of what another slot holds of this prompt's beginning, if that is more than its
