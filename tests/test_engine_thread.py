@@ -226,6 +226,23 @@ async def test_a_queue_full_of_tokens_refuses_at_once():
     assert sample(metrics, "requests_rejected_total", model="tiny", reason="queue_full") == 2
 
 
+async def test_a_queue_full_of_text_to_score_refuses_at_once():
+    """All of such a text counts, however little of it the model sees at a time."""
+    async with running(num_slots=1, max_waiting_tokens=900) as thread:
+        first = thread.submit(request("first", LONG))
+        assert isinstance((await first.next())[0], Started)
+        text = request("text", prompt="x" * 500)
+        text = replace(text, prompt_logprobs=0, scores_only=True)
+        with thread.place(500, scores_only=True):
+            thread.submit(text)
+            with pytest.raises(ResourceExhausted, match="prompts of 1000 tokens"):
+                thread.check_admission()
+        thread.submit(replace(text, id="another"))
+        with pytest.raises(ResourceExhausted, match="prompts of 1000 tokens"):
+            thread.check_admission()
+    assert thread._waiting_tokens == 0
+
+
 async def test_a_deadline_that_the_queue_cannot_meet_is_refused_early():
     async with running(num_slots=1, max_waiting=9) as thread:
         last = [thread.submit(request(str(i), 20)) for i in range(8)][-1]

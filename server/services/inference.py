@@ -98,6 +98,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 partial(score_request_from_pb, request, model.tokenizer),
                 score_tokens_at_most(request),
                 context.time_remaining(),
+                scores_only=True,
             )
             stream = model.engine.submit(wanted, received_at=received_at)
             logprobs: list[TokenLogprob] = []

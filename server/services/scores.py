@@ -16,8 +16,8 @@ MAX_TOKENS = 65536
 
 
 def score_tokens_at_most(message: pb.ScoreRequest) -> int:
-    """How many tokens the text may have, known before it is encoded."""
-    return len(message.token_ids.ids) or len(message.text.encode())
+    """How many tokens the text may have, known before it is encoded, unless it has too many."""
+    return min(MAX_TOKENS, len(message.token_ids.ids) or len(message.text.encode()))
 
 
 def score_request_from_pb(message: pb.ScoreRequest, tokenizer: Tokenizer) -> Request:

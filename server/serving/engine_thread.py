@@ -176,31 +176,40 @@ class EngineThread:
 
     @contextmanager
     def place(
-        self, prompt_tokens: int = 0, remaining_seconds: float | None = None
+        self,
+        prompt_tokens: int = 0,
+        remaining_seconds: float | None = None,
+        *,
+        scores_only: bool = False,
     ) -> Iterator[None]:
         """Keeps a place for a request of about `prompt_tokens` tokens while it is prepared.
 
         So a full queue refuses before the work and never after it. Raises as `check_admission`.
         """
         self.check_admission(remaining_seconds)
-        prompt_tokens = min(prompt_tokens, self._engine.block_size)
+        tokens = self._tokens_to_compute(prompt_tokens, scores_only)
         self._num_prepared += 1
-        self._waiting_tokens += prompt_tokens
+        self._waiting_tokens += tokens
         try:
             yield
         finally:
             self._num_prepared -= 1
-            self._waiting_tokens -= prompt_tokens
+            self._waiting_tokens -= tokens
 
     async def prepare(
-        self, work: Callable[[], T], prompt_tokens: int, remaining_seconds: float | None = None
+        self,
+        work: Callable[[], T],
+        prompt_tokens: int,
+        remaining_seconds: float | None = None,
+        *,
+        scores_only: bool = False,
     ) -> T:
         """What `work` makes of a request of at most `prompt_tokens` tokens, while that has a place;
         `submit` it right afterwards. In a thread if the prompt may be long.
 
         Raises as `place`, and what `work` raises: InvalidArgument counts as a rejection.
         """
-        with self.place(prompt_tokens, remaining_seconds):
+        with self.place(prompt_tokens, remaining_seconds, scores_only=scores_only):
             try:
                 if prompt_tokens <= SHORT_PROMPT_TOKENS:
                     return work()
@@ -223,7 +232,7 @@ class EngineThread:
             on_cancel=self._cancel,
         )
         self._streams[request.id] = stream
-        self._waiting_tokens += self._tokens_to_compute(stream)
+        self._waiting_tokens += self._tokens_of(stream.request)
         self._empty.clear()
         self._commands.put(lambda: self._engine.add(request))
         return stream
@@ -265,9 +274,12 @@ class EngineThread:
         """Requests for which there is no slot."""
         return max(0, len(self._streams) + self._num_prepared - self._num_slots)
 
-    def _tokens_to_compute(self, stream: RequestStream) -> int:
-        """Tokens of a prompt that the model sees."""
-        return min(stream.prompt_tokens, self._engine.block_size)
+    def _tokens_of(self, request: Request) -> int:
+        return self._tokens_to_compute(len(request.prompt_ids), request.scores_only)
+
+    def _tokens_to_compute(self, prompt_tokens: int, scores_only: bool) -> int:
+        """Tokens of a prompt that the model sees: all of a text that is scored."""
+        return prompt_tokens if scores_only else min(prompt_tokens, self._engine.block_size)
 
     def _check_room(self) -> None:
         if self.is_stopping or self.has_ended:
@@ -301,7 +313,7 @@ class EngineThread:
         """Forgets a request; a `reason` says why it got no whole answer."""
         del self._streams[stream.request.id]
         if not stream.has_started:
-            self._waiting_tokens -= self._tokens_to_compute(stream)
+            self._waiting_tokens -= self._tokens_of(stream.request)
         if reason is not None:
             self._record.rejected(reason)
         stream.end(error)
@@ -326,7 +338,7 @@ class EngineThread:
     def _receive_event(self, stream: RequestStream, event: Event, report: _Report) -> None:
         match event:
             case Started():
-                self._waiting_tokens -= self._tokens_to_compute(stream)
+                self._waiting_tokens -= self._tokens_of(stream.request)
                 stream.clock.started_at = report.start
                 self._record.started(stream.clock, stream.prompt_tokens)
                 stream.push(event)
