@@ -162,6 +162,7 @@ async def served(
     *,
     slow_reader_seconds: float = 30,
     queued_seconds: float = 10,
+    max_deadline_seconds: float = 600,
     training_command=("false",),
     channel_options=(),
     models_in_training=nobody,
@@ -170,7 +171,7 @@ async def served(
     """A server on a free port, with the interceptors of the real one."""
     metrics = Metrics()
     gate = Gate()
-    server = grpc.aio.server(interceptors=interceptor_chain(metrics, gate, 600))
+    server = grpc.aio.server(interceptors=interceptor_chain(metrics, gate, max_deadline_seconds))
     async with model_store(
         data_dir, metrics=metrics, models_in_training=models_in_training, **options
     ) as store:

@@ -433,11 +433,22 @@ async def test_a_deadline_that_passes_while_running_or_waiting(folder):
         running = aiter(server.inference.Generate(generate_request(LONG), timeout=0.5))
         await anext(running)
         waiting = server.inference.Generate(generate_request(LONG), timeout=0.3)
-        for call in (waiting, running):
+        scoring = server.inference.Score(pb.ScoreRequest(text="once"), timeout=0.3)
+        for call in (waiting, scoring, running):
             assert (await refused(call)).code() is Code.DEADLINE_EXCEEDED
         await until(lambda: is_idle(server))
         rejected = {"model": "tiny", "reason": "deadline"}
-        await until(lambda: sample(server.metrics, "requests_rejected_total", **rejected) == 2)
+        await until(lambda: sample(server.metrics, "requests_rejected_total", **rejected) == 3)
+
+
+async def test_a_call_without_a_deadline_that_takes_too_long(folder):
+    async with served(folder, num_slots=1, max_deadline_seconds=0.5) as server:
+        await generate(server, generate_request(1))  # loads the model
+        error = await refused(server.inference.Generate(generate_request(LONG)))
+        assert error.code() is Code.DEADLINE_EXCEEDED
+        await until(lambda: is_idle(server))
+        rejected = {"model": "tiny", "reason": "deadline"}
+        assert sample(server.metrics, "requests_rejected_total", **rejected) == 1
 
 
 async def test_very_short_deadlines_break_nothing(folder):

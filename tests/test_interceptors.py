@@ -12,6 +12,7 @@ from grpc_status import rpc_status
 from nanogpt.config import Violation
 from protos.nanogpt.v1 import datasets_pb2 as pb
 from protos.nanogpt.v1 import datasets_pb2_grpc as pb_grpc
+from server.deadline import seconds_left
 from server.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from server.gate import Gate
 from server.interceptors import current_request_id, interceptor_chain
@@ -377,6 +378,24 @@ async def test_calls_without_a_deadline_are_capped(kind):
         assert "0.05 s" in answer.details()
         assert server.finished.is_set()
     await server.server.stop(0)
+
+
+async def test_a_handler_can_ask_how_long_it_has():
+    server, remaining = Server(), []
+
+    async def work(request, context):
+        remaining.append(seconds_left(context.time_remaining()))
+
+    server.work = work
+    port = await server.start(max_deadline_seconds=50)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for options in ({}, {"timeout": 100}, {"timeout": 40}):
+            await call(channel, "UnaryUnary", **options)
+        await channel.unary_stream("/nanogpt.v1.TrainingService/StreamMetrics")(b"").read()
+    await server.server.stop(0)
+    capped, capped_too, own, *following = remaining
+    assert own < 45 < min(capped, capped_too) and max(capped, capped_too) <= 50
+    assert following == [None] * 3
 
 
 @asynccontextmanager

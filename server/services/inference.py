@@ -6,8 +6,8 @@ Score in scores.py, those of Benchmark in benchmarks.py.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,13 @@ import grpc
 from nanogpt.config import InvalidConfig, Violation
 from nanogpt.inference.events import Delta, Event, Finished, Prefilled, Queued, Started
 from nanogpt.inference.logprobs import TokenLogprob
+from nanogpt.inference.request import Request
 from nanogpt.tokenizer import UnknownCharacters, UnknownTokenId
 from protos.nanogpt.v1 import inference_pb2 as pb
 from protos.nanogpt.v1 import inference_pb2_grpc as pb_grpc
 from server.benchmark.inference import InferenceBenchmark, PeakMeter
 from server.benchmark.training import TrainingBenchmark
+from server.deadline import seconds_left
 from server.errors import InvalidArgument, NotFound, ResourceExhausted
 from server.interceptors import current_request_id
 from server.models.loaded import LoadedModel
@@ -81,15 +83,10 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
             wanted, echo = await model.engine.prepare(
                 partial(request_from_pb, request, model.model_config, model.tokenizer),
                 prompt_tokens_at_most(request),
-                context.time_remaining(),
+                seconds_left(context.time_remaining()),
             )
-            stream = model.engine.submit(wanted, received_at=received_at)
-            try:
+            with _submitted(wanted, model, received_at, context) as stream:
                 await self._relay(stream, model, echo, context)
-            finally:
-                remaining = context.time_remaining()
-                is_late = remaining is not None and remaining <= 0
-                stream.cancel("deadline" if is_late else "cancelled")
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         received_at = time.monotonic()
@@ -97,18 +94,15 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
             wanted = await model.engine.prepare(
                 partial(score_request_from_pb, request, model.tokenizer),
                 score_tokens_at_most(request),
-                context.time_remaining(),
+                seconds_left(context.time_remaining()),
                 scores_only=True,
             )
-            stream = model.engine.submit(wanted, received_at=received_at)
             logprobs: list[TokenLogprob] = []
-            try:
+            with _submitted(wanted, model, received_at, context) as stream:
                 while events := await stream.next():
                     for event in events:
                         if isinstance(event, Prefilled):
                             logprobs = event.prompt_logprobs
-            finally:
-                stream.cancel()
             return await asyncio.to_thread(
                 score_to_pb, logprobs, model.tokenizer, model.weight_version
             )
@@ -241,3 +235,15 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 retry_seconds=1.0,
                 limit="reader",
             ) from None
+
+
+@contextmanager
+def _submitted(
+    request: Request, model: LoadedModel, received_at: float, context: Context
+) -> Iterator[RequestStream]:
+    """A call's request while it is in the engine, which it leaves however the call ends."""
+    stream = model.engine.submit(request, received_at=received_at)
+    try:
+        yield stream
+    finally:
+        stream.cancel("deadline" if seconds_left(context.time_remaining()) == 0 else "cancelled")
