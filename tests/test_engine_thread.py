@@ -244,14 +244,21 @@ async def test_a_queue_full_of_text_to_score_refuses_at_once():
 
 
 async def test_a_deadline_that_the_queue_cannot_meet_is_refused_early():
-    async with running(num_slots=1, max_waiting=9) as thread:
+    metrics = Metrics()
+    async with running(num_slots=1, max_waiting=9, metrics=metrics) as thread:
         last = [thread.submit(request(str(i), 20)) for i in range(8)][-1]
-        thread.submit(request("long", LONG))
+        long = thread.submit(request("long", LONG))
         await read(last)  # seven ended while others waited: the rate is known
+        await long.next()  # it has the slot
         thread.submit(request("waiting", LONG))
-        thread.check_admission(3600)
-        with pytest.raises(DeadlineExceeded):
-            thread.check_admission(1e-6)
+        patient, urgent = request("patient"), replace(request("urgent"), priority=-1)
+        thread.submit(patient, remaining_seconds=3600)
+        with pytest.raises(DeadlineExceeded, match="2 requests go first"):
+            thread.submit(request("late"), remaining_seconds=1e-6)
+        thread.submit(urgent, remaining_seconds=1e-6)  # who waits has a higher number
+        with pytest.raises(DeadlineExceeded, match="1 requests go first"):
+            thread.submit(replace(urgent, id="late"), remaining_seconds=1e-6)
+    assert sample(metrics, "requests_rejected_total", model="tiny", reason="deadline") == 2
 
 
 async def test_places_are_kept_for_requests_that_are_being_prepared():

@@ -83,7 +83,6 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
             wanted, echo = await model.engine.prepare(
                 partial(request_from_pb, request, model.model_config, model.tokenizer),
                 prompt_tokens_at_most(request),
-                seconds_left(context.time_remaining()),
             )
             with _submitted(wanted, model, received_at, context) as stream:
                 await self._relay(stream, model, echo, context)
@@ -94,7 +93,6 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
             wanted = await model.engine.prepare(
                 partial(score_request_from_pb, request, model.tokenizer),
                 score_tokens_at_most(request),
-                seconds_left(context.time_remaining()),
                 scores_only=True,
             )
             logprobs: list[TokenLogprob] = []
@@ -242,7 +240,9 @@ def _submitted(
     request: Request, model: LoadedModel, received_at: float, context: Context
 ) -> Iterator[RequestStream]:
     """A call's request while it is in the engine, which it leaves however the call ends."""
-    stream = model.engine.submit(request, received_at=received_at)
+    stream = model.engine.submit(
+        request, received_at=received_at, remaining_seconds=seconds_left(context.time_remaining())
+    )
     try:
         yield stream
     finally:

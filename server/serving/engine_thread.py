@@ -153,12 +153,8 @@ class EngineThread:
         whether it hung when it was to stop."""
         return self._ended.is_set()
 
-    def check_admission(self, remaining_seconds: float | None = None) -> None:
-        """Raises what `place` would raise now.
-
-        Raises DeadlineExceeded too if the request would still be waiting after
-        `remaining_seconds`, the time until its deadline.
-        """
+    def check_admission(self) -> None:
+        """Raises what `place` would raise now."""
         self._check_room()
         if self._waiting_tokens >= self._max_waiting_tokens:
             self._refuse_full(
@@ -166,27 +162,14 @@ class EngineThread:
                 f"as this server allows",
                 "waiting_tokens",
             )
-        wait_seconds = self._num_waiting * (self._drain_rate.seconds_per_request or 0.0)
-        if remaining_seconds is not None and wait_seconds > remaining_seconds:
-            self._record.rejected("deadline")
-            raise DeadlineExceeded(
-                f"{self._num_waiting} requests wait for model {self._model}: its queue takes about "
-                f"{wait_seconds:.1f} s, the deadline is in {remaining_seconds:.1f} s"
-            )
 
     @contextmanager
-    def place(
-        self,
-        prompt_tokens: int = 0,
-        remaining_seconds: float | None = None,
-        *,
-        scores_only: bool = False,
-    ) -> Iterator[None]:
+    def place(self, prompt_tokens: int = 0, *, scores_only: bool = False) -> Iterator[None]:
         """Keeps a place for a request of about `prompt_tokens` tokens while it is prepared.
 
         So a full queue refuses before the work and never after it. Raises as `check_admission`.
         """
-        self.check_admission(remaining_seconds)
+        self.check_admission()
         tokens = self._tokens_to_compute(prompt_tokens, scores_only)
         self._num_prepared += 1
         self._waiting_tokens += tokens
@@ -197,19 +180,14 @@ class EngineThread:
             self._waiting_tokens -= tokens
 
     async def prepare(
-        self,
-        work: Callable[[], T],
-        prompt_tokens: int,
-        remaining_seconds: float | None = None,
-        *,
-        scores_only: bool = False,
+        self, work: Callable[[], T], prompt_tokens: int, *, scores_only: bool = False
     ) -> T:
         """What `work` makes of a request of at most `prompt_tokens` tokens, while that has a place;
         `submit` it right afterwards. In a thread if the prompt may be long.
 
         Raises as `place`, and what `work` raises: InvalidArgument counts as a rejection.
         """
-        with self.place(prompt_tokens, remaining_seconds, scores_only=scores_only):
+        with self.place(prompt_tokens, scores_only=scores_only):
             try:
                 if prompt_tokens <= SHORT_PROMPT_TOKENS:
                     return work()
@@ -218,14 +196,23 @@ class EngineThread:
                 self._record.rejected("validation")
                 raise
 
-    def submit(self, request: Request, *, received_at: float | None = None) -> RequestStream:
+    def submit(
+        self,
+        request: Request,
+        *,
+        received_at: float | None = None,
+        remaining_seconds: float | None = None,
+    ) -> RequestStream:
         """The stream of a valid request that joins the queue.
 
         `received_at`, in seconds of `time.monotonic()`, is when its timings begin; None is now.
         Its id must differ from those of unfinished requests. Raises ResourceExhausted if as many
-        requests wait as may, Unavailable once stopping.
+        requests wait as may, DeadlineExceeded if it would surely still wait after
+        `remaining_seconds`, the time until its deadline, Unavailable once stopping.
         """
         self._check_room()
+        if remaining_seconds is not None:
+            self._check_deadline(request, remaining_seconds)
         stream = RequestStream(
             request,
             received_at,
@@ -290,6 +277,24 @@ class EngineThread:
                 f"{self._num_waiting} requests wait for model {self._model}, as many as this "
                 f"server allows",
                 "waiting_requests",
+            )
+
+    def _check_deadline(self, request: Request, remaining_seconds: float) -> None:
+        """Errs on the side of admission: of those that wait it counts who surely goes first."""
+        seconds_each = self._drain_rate.seconds_per_request or 0.0
+        if self._num_waiting * seconds_each <= remaining_seconds:
+            return  # whoever they are: a long queue costs the next one nothing
+        ahead = sum(
+            not stream.has_started and stream.request.priority <= request.priority
+            for stream in self._streams.values()
+        )
+        ahead = min(ahead, self._num_waiting)
+        wait_seconds = ahead * seconds_each
+        if wait_seconds > remaining_seconds:
+            self._record.rejected("deadline")
+            raise DeadlineExceeded(
+                f"{ahead} requests go first at model {self._model}: they take about "
+                f"{wait_seconds:.1f} s, the deadline is in {remaining_seconds:.1f} s"
             )
 
     def _refuse_full(self, message: str, limit: str) -> NoReturn:
