@@ -10,7 +10,11 @@ from server.serving.request_stream import MAX_MERGED_TOKENS, RequestStream
 
 
 def stream(num_samples: int = 1) -> RequestStream:
-    return RequestStream(request("r", num_samples=num_samples), 0.0, on_cancel=lambda *_: None)
+    def nothing(*_: object) -> None:
+        pass
+
+    wanted = request("r", num_samples=num_samples)
+    return RequestStream(wanted, 0.0, on_cancel=nothing, ask_place=nothing)
 
 
 def delta(index: int, *tokens: int, text: str = "") -> Delta:

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from nanogpt.config import InvalidConfig, Violation
-from nanogpt.inference.events import Delta, Event, Finished, Prefilled, Queued, Started
+from nanogpt.inference.events import Delta, Finished, Prefilled, Queued, Started
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request
 from nanogpt.tokenizer import UnknownCharacters, UnknownTokenId
@@ -192,33 +192,22 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
 
         waits_for_prompt = stream.request.prompt_logprobs is not None
         unfinished = stream.request.num_samples
-        while events := await self._next(stream, model):
-            for event in events:
-                response = None
-                match event:
-                    case Queued():
-                        response = queued_to_pb(event)
-                    case Started() if not waits_for_prompt:
-                        response = started([])
-                    case Prefilled() if waits_for_prompt:
-                        response = started(event.prompt_logprobs)
-                    case Delta():
-                        response = delta_to_pb(event)
-                    case Finished():
-                        unfinished -= 1
-                        response = finished_to_pb(event, None if unfinished else stream)
-                if response is not None:
-                    await self._write(response, stream, context)
-
-    async def _next(self, stream: RequestStream, model: LoadedModel) -> list[Event]:
-        """The next events, as the stream gives them. While it waits for a slot, one is made now
-        and then that says so."""
-        while not stream.has_started:
-            events = await stream.next_within(self._queued_seconds)
-            if events is not None:
-                return events
-            model.engine.report_place(stream)
-        return await stream.next()
+        async for event in stream.events(self._queued_seconds):
+            response = None
+            match event:
+                case Queued():
+                    response = queued_to_pb(event)
+                case Started() if not waits_for_prompt:
+                    response = started([])
+                case Prefilled() if waits_for_prompt:
+                    response = started(event.prompt_logprobs)
+                case Delta():
+                    response = delta_to_pb(event)
+                case Finished():
+                    unfinished -= 1
+                    response = finished_to_pb(event, None if unfinished else stream)
+            if response is not None:
+                await self._write(response, stream, context)
 
     async def _write(
         self, response: pb.GenerateResponse, stream: RequestStream, context: Context

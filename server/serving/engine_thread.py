@@ -217,21 +217,13 @@ class EngineThread:
             request,
             received_at,
             on_cancel=self._cancel,
+            ask_place=self._report_place,
         )
         self._streams[request.id] = stream
         self._waiting_tokens += self._tokens_of(stream.request)
         self._empty.clear()
         self._commands.put(lambda: self._engine.add(request))
         return stream
-
-    def report_place(self, stream: RequestStream) -> None:
-        """Lets the reader of a request that waits have a Queued before long."""
-
-        def look() -> None:
-            if (event := self._engine.place_of(stream.request.id)) is not None:
-                self._loop.call_soon_threadsafe(self._receive_place, stream, event)
-
-        self._commands.put(look)
 
     async def stop(self, grace_seconds: float | None) -> None:
         """Refuses new requests, lets running ones finish, ends the thread.
@@ -311,6 +303,13 @@ class EngineThread:
     def _cancel(self, stream: RequestStream, reason: str) -> None:
         self._end(stream, reason)
         self._commands.put(lambda: self._engine.cancel(stream.request.id))
+
+    def _report_place(self, stream: RequestStream) -> None:
+        def look() -> None:
+            if (event := self._engine.place_of(stream.request.id)) is not None:
+                self._loop.call_soon_threadsafe(self._receive_place, stream, event)
+
+        self._commands.put(look)
 
     def _end(
         self, stream: RequestStream, reason: str | None, error: Exception | None = None

@@ -8,7 +8,7 @@ or metrics.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
 from nanogpt.inference.events import Delta, Event
@@ -118,8 +118,10 @@ class RequestStream:
         request: Request,
         received_at: float | None,
         on_cancel: Callable[["RequestStream", str], None],
+        ask_place: Callable[["RequestStream"], None],
     ) -> None:
-        """`received_at` is when the request's timings begin; None is now."""
+        """`received_at` is when the request's timings begin; None is now. `ask_place` lets a
+        request that waits have a Queued before long."""
         self.request = request
         self.submitted_at = time.monotonic()
         self.clock = RequestClock(
@@ -134,6 +136,7 @@ class RequestStream:
         self.accepted_tokens = 0
         """Guesses that were right, over all finished samples."""
         self._on_cancel = on_cancel
+        self._ask_place = ask_place
         self._waiting: list[Event | _Unread] = []
         self._has_tokens = False
         self._unread: dict[int, _Unread] = {}  # the latest of each sample; all are in `_waiting`
@@ -157,13 +160,22 @@ class RequestStream:
             self._ready.clear()
         return events
 
-    async def next_within(self, seconds: float) -> list[Event] | None:
-        """The same, or None if nothing is ready in time."""
-        try:
-            async with asyncio.timeout(seconds):
-                return await self.next()
-        except TimeoutError:
-            return None
+    async def events(self, quiet_seconds: float) -> AsyncGenerator[Event | None, None]:
+        """All events, one by one; None whenever there was none for so long. A request that waits
+        for a slot then says so, too, by a Queued. Raises as `next`."""
+        while True:
+            try:
+                async with asyncio.timeout(quiet_seconds):
+                    events = await self.next()
+            except TimeoutError:
+                if not self.has_started:
+                    self._ask_place(self)
+                yield None
+                continue
+            if not events:
+                return
+            for event in events:
+                yield event
 
     def cancel(self, reason: str = "cancelled") -> None:
         """Frees what the request holds before the engine's next step. After its end, nothing."""

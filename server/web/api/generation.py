@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nanogpt.config import ModelConfig, Violation
-from nanogpt.inference.events import Delta, Event, Finished, Queued, Started
+from nanogpt.inference.events import Delta, Finished, Queued, Started
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request as Generation
 from nanogpt.tokenizer import StreamDecoder, Tokenizer
@@ -56,7 +56,7 @@ class GenerationApi:
             try:
                 pieces = Pieces(model.tokenizer, wanted)
                 unfinished = wanted.num_samples
-                async for event in _with_heartbeats(stream, model):
+                async for event in stream.events(HEARTBEAT_SECONDS):
                     if event is None:
                         yield HEARTBEAT
                     elif isinstance(event, Queued):
@@ -102,21 +102,6 @@ class Pieces:
                 for other in logprob.top
             ],
         }
-
-
-async def _with_heartbeats(
-    stream: RequestStream, model: LoadedModel
-) -> AsyncGenerator[Event | None, None]:
-    """The request's events; None when there was none for a while. Then one that waits for its turn
-    says so, too."""
-    while (events := await stream.next_within(HEARTBEAT_SECONDS)) != []:
-        if events is None:
-            if not stream.has_started:
-                model.engine.report_place(stream)
-            yield None
-            continue
-        for event in events:
-            yield event
 
 
 def _started(request: Generation, model: LoadedModel) -> dict[str, Any]:
