@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -211,8 +212,8 @@ from nanogpt.config import TrainConfig
 from nanogpt.training import distributed
 from nanogpt.training.world import Place
 distributed.START_SECONDS = 1
-with distributed.join(Place(0, 2, 0), TrainConfig(device="cpu", processes=2)):
-    raise AssertionError
+distributed.join(Place(0, 2, 0), TrainConfig(device="cpu", processes=2))
+raise AssertionError
 """
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "2"}
     result = subprocess.run(
@@ -225,6 +226,66 @@ with distributed.join(Place(0, 2, 0), TrainConfig(device="cpu", processes=2)):
     assert result.returncode == 1
     assert "Timeout (0:00:01)!" in result.stderr
     assert "in init_process_group" in result.stderr
+
+
+MEMBER = """
+import itertools, os, sys
+import torch
+from nanogpt.datasets.dataset import BadDataset, Dataset
+from nanogpt.training.__main__ import main
+from nanogpt.training.step import TrainingStep
+
+real, calls = TrainingStep._backward, itertools.count(1)
+
+def fail(path):
+    raise BadDataset("train.bin is missing")
+
+def backward(self, inputs, targets):
+    if next(calls) == 2:
+        raise torch.OutOfMemoryError("out of memory")
+    return real(self, inputs, targets)
+
+if os.environ["RANK"] == "1":
+    if sys.argv[1] == "BAD_DATASET":
+        Dataset.open = fail
+    else:
+        TrainingStep._backward = backward
+try:
+    code = main([*sys.argv[2:], "--member"])
+except RuntimeError:  # as a connection that is lost is
+    code = 1
+os._exit(code)
+"""
+
+
+@SLOW
+@pytest.mark.parametrize("failure", [ExitCode.BAD_DATASET, ExitCode.OUT_OF_MEMORY])
+def test_what_one_process_alone_cannot_go_on_with_ends_the_run(tmp_path, failure):
+    """It says so and ends, and the other one, which waits for it in the middle of things, too."""
+    directory = make_run(tmp_path, processes=2, max_iters=10**6)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for rank in range(2):
+            one = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(
+                [sys.executable, "-c", MEMBER, failure.name, str(directory.path)],
+                env={**os.environ, **place, **one},
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            processes.append(process)
+        first, second = processes
+        assert second.wait(60) == 0
+        assert directory.read_exit_code() == failure
+        assert first.wait(60) == 1
+        assert "error: " in second.stderr.read()
 
 
 @pytest.mark.parametrize(("accumulation", "sequences"), [(1, 6), (2, 6), (6, 5), (4, 2)])

@@ -90,8 +90,8 @@ def _be_member(directory: RunDirectory, spec: RunSpec, stop: threading.Event) ->
     code = _take_place(directory, spec, stop, directory.follow())
     if code not in list(ExitCode):
         return code
-    failed = ExitCode.BAD_CONFIG <= code < ExitCode.INTERRUPTED
-    if failed or os.environ["RANK"] == "0":  # which alone knows that the last checkpoint is written
+    # the first one alone knows that the last checkpoint is written
+    if _is_failure(code) or os.environ["RANK"] == "0":
         directory.write_exit_code(ExitCode(code))
     return 0
 
@@ -108,10 +108,19 @@ def _take_place(
 
     place = Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     try:
-        with hold if place.rank == 0 else nullcontext(), join(place, spec.config) as world:
-            return _train(directory, spec, stop.is_set, world)
+        with hold if place.rank == 0 else nullcontext():
+            world = join(place, spec.config)
+            code = _train(directory, spec, stop.is_set, world)
+            if not _is_failure(code):  # which may be this one's alone
+                world.leave()
+            return code
     except InvalidConfig as error:
         return _fail(ExitCode.BAD_CONFIG, str(error))
+
+
+def _is_failure(code: int) -> bool:
+    """Whether it names what the run cannot go on with."""
+    return ExitCode.BAD_CONFIG <= code < ExitCode.INTERRUPTED
 
 
 def _train(

@@ -40,6 +40,13 @@ class Group(World):
         super().__init__(place)
         self._unsynchronized: Callable[[], AbstractContextManager[None]] = nullcontext
 
+    def leave(self) -> None:
+        """Waits until all are about to end: whoever does takes the connections along. Together.
+
+        One that failed ends without it: the others may be anywhere, and notice at once.
+        """
+        self.any(False)
+
     def any(self, flag: bool) -> bool:
         flags = torch.tensor(float(flag))
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
@@ -119,11 +126,10 @@ class Group(World):
             torch.manual_seed(int(words[0]))
 
 
-@contextmanager
-def join(place: Place, config: TrainConfig) -> Iterator[Group]:
+def join(place: Place, config: TrainConfig) -> Group:
     """The world of several processes, of which this is one; its address is in torch's variables.
 
-    Returns when all have come, and ends the process if they do not in START_SECONDS. Leave the
+    Returns when all have come, and ends the process if they do not in START_SECONDS. End the
     process with `os._exit`: torch tears a process group down under the interpreter's lock, for
     which a thread of gloo may be waiting, and then the process does not end. Raises InvalidConfig.
     """
@@ -137,8 +143,7 @@ def join(place: Place, config: TrainConfig) -> Iterator[Group]:
     world = Group(place)
     world.any(False)  # connects them
     faulthandler.cancel_dump_traceback_later()
-    yield world
-    world.any(False)  # whoever leaves first takes the connections along
+    return world
 
 
 def _pick_device_type(config: TrainConfig) -> str:
