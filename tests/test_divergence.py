@@ -224,6 +224,42 @@ def test_a_run_that_does_not_recover_fails_and_keeps_a_checkpoint(tmp_path, pois
     assert newest_valid(directory.checkpoints_path) is not None
 
 
+def test_a_run_never_goes_back_to_weights_that_an_update_has_ruined(tmp_path):
+    """The first update overflows them, until the rate is 1e-4; a checkpoint follows at once."""
+    directory = make_run(
+        tmp_path,
+        learning_rate=1e3,
+        weight_decay=1e3,
+        decay_lr=False,
+        rollback_lr_factor=1e-7,
+        max_skips=2,
+        max_iters=3,
+        checkpoint_interval=1,
+        keep_checkpoints=1,
+    )
+    assert run(directory) == ExitCode.DONE
+    assert [(d.step, d.action, d.rolled_back_to_step) for d in bodies_of(directory, Divergence)] == [
+        (1, Action.SKIPPED, None),
+        (2, Action.SKIPPED, None),
+        (3, Action.ROLLED_BACK, 0),
+    ]
+
+
+def test_a_run_that_took_no_step_goes_back_to_the_same_checkpoint(tmp_path, monkeypatch):
+    """The one before it may be gone by then."""
+    real, calls = TrainingStep._backward, itertools.count(1)
+
+    def backward(self, inputs, targets):
+        loss, norm = real(self, inputs, targets)
+        return (loss, math.inf) if 8 <= next(calls) <= 13 else (loss, norm)
+
+    monkeypatch.setattr(TrainingStep, "_backward", backward)
+    directory = make_run(tmp_path, **CONFIG)
+    assert run(directory) == ExitCode.DONE
+    found = [d for d in bodies_of(directory, Divergence) if d.action == Action.ROLLED_BACK]
+    assert [(d.step, d.rolled_back_to_step) for d in found] == [(10, 6), (9, 6)]
+
+
 def test_an_evaluation_that_is_not_finite_makes_the_run_go_back(tmp_path, monkeypatch):
     losses = iter([(3.0, 3.0), (2.0, math.nan), (2.0, 2.5), (2.0, 2.0), (2.0, 1.9)])
     monkeypatch.setattr(Evaluator, "__call__", lambda *_: next(losses))

@@ -30,12 +30,27 @@ class Progress:
     reference_val_loss: float | None = None
     """What an evaluation has to improve on, and how many in a row have not."""
     stale_evaluations: int = 0
+    planned_step: int | None = None
+    """Step of the newest checkpoint that the run planned."""
     good_step: int | None = None
-    """Step of the newest checkpoint that the run planned, to which it goes back."""
+    """Step of the newest of them from which a step was taken, to which the run goes back."""
     skips: int = 0
     """Steps left out in a row."""
     rollbacks: int = 0
     """How often the run has gone back."""
+
+    def plan_checkpoint(self) -> None:
+        """Counts a planned checkpoint at the current step; only the first is good at once."""
+        self.planned_step = self.step
+        if self.good_step is None:
+            self.good_step = self.step
+
+    def applied_step(self) -> None:
+        """Counts an update: the weights before it, and any checkpoint of them, were good."""
+        self.step += 1
+        self.skips = 0
+        if self.planned_step is not None:
+            self.good_step = self.planned_step
 
     def evaluated(self, val_loss: float, min_delta: float = 0.0) -> bool:
         """Takes in an evaluation at the current step; returns whether it is the best so far."""

@@ -181,7 +181,7 @@ class Trainer:
                     continue
                 is_due = self._checkpoint_is_due(evaluated)
                 if is_due and not self._progress.skips:
-                    self._progress.good_step = self._progress.step
+                    self._progress.plan_checkpoint()
                 if (ending := self._limits.ending(self._progress, time_is_up)) is not None:
                     self._save()
                     writer.wait()
@@ -211,8 +211,7 @@ class Trainer:
                 self._go_back(error, batches, result)
             return
         self._window.add(result.loss, result.grad_norm)
-        progress.step += 1
-        progress.skips = 0
+        progress.applied_step()
         if progress.step % config.log_interval == 0 or progress.step == self._limits.last_step:
             self._report.stepped(progress.step, rate, result)
 
@@ -254,13 +253,14 @@ class Trainer:
             {name: self._world.part_like(weights[name], whole[name]) for name in weights}
         )
         self._restore(resumed)
+        self._progress.good_step = resumed.meta.step  # the one before it may be gone
         self._progress.rollbacks = self._report.rollbacks = rollbacks
         self._progress.skips = 0
         self._save()  # from here on, a crash does not come this way again
         batches.seek(self._progress.step)
 
     def _last_good_checkpoint(self) -> Path | None:
-        """The newest planned one, or if it cannot be used the newest that can."""
+        """The newest planned one that a step was taken from, else the newest that can be used."""
         if (good_step := self._progress.good_step) is not None:
             folder = checkpoint.step_folder(self._checkpoints, good_step)
             with suppress(CheckpointDamaged, FileNotFoundError):
@@ -316,14 +316,17 @@ class Trainer:
         improved = self._progress.best_step == step or self._config.always_save_checkpoint
         if evaluated and improved:
             return True
-        return 0 < step != self._progress.good_step and interval > 0 and step % interval == 0
+        return 0 < step != self._progress.planned_step and interval > 0 and step % interval == 0
 
     def _save(self, announce: bool = True) -> None:
         """Starts to write a checkpoint. A full disk costs it, not the run."""
         progress = self._progress
-        needed = {step for step in (progress.best_step, progress.good_step) if step is not None}
+        needed = (progress.best_step, progress.good_step, progress.planned_step)
         self._writer.save(
-            self._describe_checkpoint(), self._take_state, keep_steps=needed, announce=announce
+            self._describe_checkpoint(),
+            self._take_state,
+            keep_steps={step for step in needed if step is not None},
+            announce=announce,
         )
 
     def _take_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
