@@ -619,6 +619,22 @@ def test_a_run_whose_last_checkpoint_fails_is_not_done(tmp_path, monkeypatch):
         run(make_run(tmp_path))
 
 
+@pytest.mark.parametrize("step", [3, 6])  # the second in the middle of an evaluation
+def test_a_run_that_cannot_save_is_not_interrupted(tmp_path, monkeypatch, step):
+    real = checkpoint.save_checkpoint
+
+    def full(folder, *arguments):
+        if checkpoint.step_of(folder) > 0:
+            raise OSError("No space left on device")
+        return real(folder, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
+    directory = make_run(tmp_path, eval_interval=6)
+    with pytest.raises(OSError, match="No space left"):
+        run_until(directory, step)
+    assert newest(directory).name == "step_000000"
+
+
 def test_a_run_whose_last_event_is_not_on_disk_is_not_done(tmp_path, monkeypatch):
     directory, undisturbed = make_run(tmp_path), make_run(tmp_path, "undisturbed")
     run(undisturbed)

@@ -65,7 +65,8 @@ def train(
     """Trains until a stop is asked for (INTERRUPTED) or the end: DONE, or one of the early ones.
 
     Goes on from the newest valid checkpoint if there is one, and writes one either way. Raises
-    InvalidConfig, BadDataset, Diverged, and whatever torch raises when memory runs out.
+    InvalidConfig, BadDataset, Diverged, OSError if that last checkpoint cannot be written, and
+    whatever torch raises when memory runs out.
 
     All processes of a world call it; they stop as soon as one of them should. The first one
     writes and reports, the others are silent.
@@ -175,6 +176,7 @@ class Trainer:
                     evaluated = self._evaluation_is_due(time_is_up) and self._evaluate()
                 except Interrupted:
                     self._save(announce=False)  # the evaluation is still to come
+                    writer.wait()
                     return ExitCode.INTERRUPTED
                 except Diverged as error:
                     self._go_back(error, batches)
@@ -189,6 +191,7 @@ class Trainer:
                     return ending
                 if self._should_stop():
                     self._save()
+                    writer.wait()
                     return ExitCode.INTERRUPTED
                 if is_due:
                     self._save()
@@ -319,7 +322,7 @@ class Trainer:
         return 0 < step != self._progress.planned_step and interval > 0 and step % interval == 0
 
     def _save(self, announce: bool = True) -> None:
-        """Starts to write a checkpoint. A full disk costs it, not the run."""
+        """Starts to write a checkpoint. A full disk costs it, not the run that goes on."""
         progress = self._progress
         needed = (progress.best_step, progress.good_step, progress.planned_step)
         self._writer.save(
