@@ -29,6 +29,7 @@ from nanogpt.config import InvalidConfig, TrainConfig
 from nanogpt.training.batches import Batches, Stream
 from nanogpt.training.evaluate import Evaluator
 from nanogpt.training.events import Action, Divergence, Evaluation, RunStarted, StepMetrics
+from nanogpt.training.group import HOLD_FLAG, MEMBER_FLAG
 from nanogpt.training.run_directory import ExitCode, RunDirectoryBusy
 from nanogpt.training.trainer import train
 from nanogpt.training.world import Place, World
@@ -125,6 +126,21 @@ threading.Event().wait()
         process.stdin.write(b".")
         process.stdin.flush()
         assert process.stdout.readline() == b"stops\n"
+        process.stdin.close()
+        assert process.wait(30) == 1
+
+
+def test_a_first_process_whose_leader_holds_nothing_holds_the_run(tmp_path, monkeypatch):
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    directory = make_run(tmp_path, **{**LONG, "max_iters": 10**6})
+    with trainer_process(directory, MEMBER_FLAG, HOLD_FLAG, stdin=subprocess.PIPE) as process:
+        wait_for_step(directory, process, 1)
+        for other in (directory.lock, directory.follow):
+            with pytest.raises(RunDirectoryBusy), other():
+                pass
+        assert directory.holder().pid == process.pid
         process.stdin.close()
         assert process.wait(30) == 1
 

@@ -238,7 +238,9 @@ def test_a_run_never_goes_back_to_weights_that_an_update_has_ruined(tmp_path):
         keep_checkpoints=1,
     )
     assert run(directory) == ExitCode.DONE
-    assert [(d.step, d.action, d.rolled_back_to_step) for d in bodies_of(directory, Divergence)] == [
+    assert [
+        (d.step, d.action, d.rolled_back_to_step) for d in bodies_of(directory, Divergence)
+    ] == [
         (1, Action.SKIPPED, None),
         (2, Action.SKIPPED, None),
         (3, Action.ROLLED_BACK, 0),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -112,6 +113,18 @@ def test_one_trainer_at_a_time(tmp_path):
         pass
     with run.lock():
         pass
+
+
+def test_one_may_wait_until_another_has_left(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path)
+    other = run.lock()
+    other.__enter__()
+    leave = [lambda: None, lambda: other.__exit__(None, None, None)]
+    monkeypatch.setattr(time, "sleep", lambda seconds: leave.pop(0)())
+    with run.lock(wait_seconds=60):
+        assert not leave
+        with pytest.raises(RunDirectoryBusy), run.lock():
+            pass
 
 
 def test_a_group_holds_the_run_until_its_last_process_has_left(tmp_path):

@@ -25,7 +25,13 @@ from typing import TYPE_CHECKING, TextIO
 
 from nanogpt import durable
 from nanogpt.config import InvalidConfig
-from nanogpt.training.group import MEMBER_FLAG, obey_leader, run_group
+from nanogpt.training.group import (
+    HOLD_FLAG,
+    LEAVE_SECONDS,
+    MEMBER_FLAG,
+    obey_leader,
+    run_group,
+)
 from nanogpt.training.run_directory import (
     ERROR_PREFIX,
     ExitCode,
@@ -44,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--watch-stdin", action="store_true")
     parser.add_argument(MEMBER_FLAG, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(HOLD_FLAG, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     stop = threading.Event()
     _stop_on_signals(stop)
@@ -57,7 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = directory.read_spec()
         if options.member:
-            return _be_member(directory, spec, stop)
+            hold = directory.follow()
+            if options.hold:  # which one that was started before may still have
+                hold = _signed(directory, directory.lock(wait_seconds=LEAVE_SECONDS))
+            return _be_member(directory, spec, stop, hold)
         if "RANK" in os.environ:
             return _take_place(directory, spec, stop, _signed(directory, directory.lock()))
         if spec.config.processes > 1:
@@ -83,11 +93,16 @@ def _signed(directory: RunDirectory, hold: AbstractContextManager[None]) -> Iter
         yield
 
 
-def _be_member(directory: RunDirectory, spec: RunSpec, stop: threading.Event) -> int:
+def _be_member(
+    directory: RunDirectory,
+    spec: RunSpec,
+    stop: threading.Event,
+    hold: AbstractContextManager[None],
+) -> int:
     """Trains as one of a group. 0 unless it crashes: how it ended is said in the run directory."""
     if directory.read_exit_code() is not None:
         return 0  # all was said before another one crashed
-    code = _take_place(directory, spec, stop, directory.follow())
+    code = _take_place(directory, spec, stop, hold)
     if code not in list(ExitCode):
         return code
     # the first one alone knows that the last checkpoint is written

@@ -29,6 +29,8 @@ LEAVE_SECONDS = 60
 MEMBER_FLAG = "--member"
 """Tells a process that this one started it."""
 
+HOLD_FLAG = "--hold"
+"""Tells one that who started it does not hold the run directory: the first process has to."""
 
 STDIN = 0
 

@@ -28,14 +28,11 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from nanogpt.config import InvalidConfig
-from nanogpt.training.group import MAX_RESTARTS, MEMBER_FLAG
+from nanogpt.training.group import HOLD_FLAG, LEAVE_SECONDS, MAX_RESTARTS, MEMBER_FLAG
 from nanogpt.training.run_directory import ERROR_PREFIX, ExitCode, RunDirectory
 
 POLL_SECONDS = 0.5
 """How often the driver looks for a stop that was asked for."""
-
-LEAVE_SECONDS = 60
-"""How long the rest may take over leaving when one of them has died."""
 
 
 class Worker:
@@ -55,7 +52,7 @@ class Worker:
         directory = RunDirectory(Path(run_dir))
         with directory.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nanogpt.training", run_dir, MEMBER_FLAG],
+                [sys.executable, "-m", "nanogpt.training", run_dir, MEMBER_FLAG, HOLD_FLAG],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -45,6 +46,9 @@ ERROR_PREFIX = "error: "
 
 STARTED_PREFIX = "starting at step "
 """Begins the line of the log that says how many updates were done when an attempt started."""
+
+POLL_SECONDS = 0.1
+"""How often a lock is tried that another process holds."""
 
 
 class ExitCode(IntEnum):
@@ -195,12 +199,12 @@ class RunDirectory:
             return None
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the run directory. Raises RunDirectoryBusy if another process does.
+    def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Holds the run directory. Raises RunDirectoryBusy if another process does for so long.
 
         The operating system releases it when the process ends, however it ends.
         """
-        with self._locked(fcntl.LOCK_EX):
+        with self._locked(fcntl.LOCK_EX, wait_seconds=wait_seconds):
             yield
 
     @contextmanager
@@ -219,13 +223,19 @@ class RunDirectory:
             yield
 
     @contextmanager
-    def _locked(self, *kinds: int) -> Iterator[None]:
+    def _locked(self, *kinds: int, wait_seconds: float = 0.0) -> Iterator[None]:
+        deadline = time.monotonic() + wait_seconds
         with self.lock_path.open("a") as file:
-            try:
-                for kind in kinds:
-                    fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunDirectoryBusy(f"another trainer is at work in {self.path.name}") from error
+            for kind in kinds:
+                while True:
+                    try:
+                        fcntl.flock(file, kind | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError as error:
+                        if time.monotonic() >= deadline:
+                            busy = f"another trainer is at work in {self.path.name}"
+                            raise RunDirectoryBusy(busy) from error
+                    time.sleep(POLL_SECONDS)
             yield
 
     def sign_lock(self) -> None:
