@@ -189,6 +189,32 @@ def test_one_step_within_the_tolerances_of_the_reference():
     assert embedding.sum().item() == pytest.approx(plain_embedding.sum().item(), abs=1e-5)
 
 
+def test_a_step_event_counts_the_clipped_steps_since_the_last(tmp_path, monkeypatch):
+    every, some = (
+        make_run(tmp_path, f"{interval}", grad_clip=1.3, log_interval=interval)
+        for interval in (1, 5)
+    )
+    run(every)
+    clipped = [s.clipped for s in bodies_of(every, StepMetrics)]
+    assert 0 < sum(clipped) < 12
+    assert [s.clipped_steps for s in bodies_of(every, StepMetrics)] == clipped
+    real, taken = TrainingStep._backward, []
+
+    def backward(self, *batch):
+        taken.append(batch)
+        return real(self, *batch)
+
+    monkeypatch.setattr(TrainingStep, "_backward", backward)
+    assert run(some, should_stop=lambda: len(taken) == 8) == ExitCode.INTERRUPTED
+    run(some)
+    assert len(taken) == 12
+    assert [(s.step, s.clipped_steps) for s in bodies_of(some, StepMetrics)] == [
+        (5, sum(clipped[:5])),
+        (10, sum(clipped[5:10])),
+        (12, sum(clipped[10:])),
+    ]
+
+
 def test_accumulation_equals_a_larger_batch(tmp_path):
     whole = make_run(tmp_path, "whole", batch_size=6)
     cut = make_run(tmp_path, "cut", batch_size=2, gradient_accumulation_steps=3)

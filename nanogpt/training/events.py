@@ -58,6 +58,7 @@ class StepMetrics:
     mfu: float | None
     tokens: int
     memory_bytes: int
+    clipped_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,8 +75,13 @@ class Report:
         """Counts a step that took so long."""
         self._durations.append(seconds)
 
-    def stepped(self, step: int, learning_rate: float, result: StepResult) -> None:
-        """Tells of the latest step, with the mean duration of those since the last time."""
+    def stepped(
+        self, step: int, learning_rate: float, result: StepResult, clipped_steps: int
+    ) -> None:
+        """Tells of the latest step, with the mean duration of those since the last time.
+
+        `clipped_steps` of those were clipped.
+        """
         seconds = sum(self._durations) / len(self._durations)
         self._durations.clear()
         tokens_per_second = self._run.tokens_per_step / seconds
@@ -91,6 +96,7 @@ class Report:
             mfu=flops.mfu(self._flops_per_token * tokens_per_second, self._run.peak_flops),
             tokens=step * self._run.tokens_per_step,
             memory_bytes=device.peak_memory_bytes(),
+            clipped_steps=clipped_steps,
         )
         mfu = "" if metrics.mfu is None else f", {metrics.mfu:.1%} of peak"
         self._log(

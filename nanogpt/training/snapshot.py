@@ -36,6 +36,8 @@ class Progress:
     """Step of the newest of them from which a step was taken, to which the run goes back."""
     skips: int = 0
     """Steps left out in a row."""
+    clipped_steps: int = 0
+    """Updates whose gradient was clipped, since the last step event."""
     rollbacks: int = 0
     """How often the run has gone back."""
 
@@ -45,10 +47,11 @@ class Progress:
         if self.good_step is None:
             self.good_step = self.step
 
-    def applied_step(self) -> None:
+    def applied_step(self, clipped: bool) -> None:
         """Counts an update: the weights before it, and any checkpoint of them, were good."""
         self.step += 1
         self.skips = 0
+        self.clipped_steps += clipped
         if self.planned_step is not None:
             self.good_step = self.planned_step
 

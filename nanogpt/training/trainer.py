@@ -214,9 +214,10 @@ class Trainer:
                 self._go_back(error, batches, result)
             return
         self._window.add(result.loss, result.grad_norm)
-        progress.applied_step()
+        progress.applied_step(result.clipped)
         if progress.step % config.log_interval == 0 or progress.step == self._limits.last_step:
-            self._report.stepped(progress.step, rate, result)
+            self._report.stepped(progress.step, rate, result, progress.clipped_steps)
+            progress.clipped_steps = 0
 
     def _leave_out(self, result: StepResult) -> None:
         """Counts a step whose loss or gradient cannot be used; the weights stay as they are."""

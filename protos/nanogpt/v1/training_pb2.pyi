@@ -349,7 +349,7 @@ class RunStarted(_message.Message):
     def __init__(self, model_config: _Optional[_Union[_models_pb2.ModelConfig, _Mapping]] = ..., parameter_count: _Optional[int] = ..., tokenizer: _Optional[str] = ..., train_tokens: _Optional[int] = ..., val_tokens: _Optional[int] = ..., tokens_per_step: _Optional[int] = ..., device: _Optional[str] = ..., device_name: _Optional[str] = ..., dtype: _Optional[str] = ..., peak_flops: _Optional[float] = ..., peak_source: _Optional[str] = ..., max_iters: _Optional[int] = ..., processes: _Optional[int] = ..., estimated_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class StepMetrics(_message.Message):
-    __slots__ = ("step", "loss", "learning_rate", "grad_norm", "clipped", "step_seconds", "tokens_per_second", "mfu", "tokens", "memory_bytes")
+    __slots__ = ("step", "loss", "learning_rate", "grad_norm", "clipped", "step_seconds", "tokens_per_second", "mfu", "tokens", "memory_bytes", "clipped_steps")
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -360,6 +360,7 @@ class StepMetrics(_message.Message):
     MFU_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CLIPPED_STEPS_FIELD_NUMBER: _ClassVar[int]
     step: int
     loss: float
     learning_rate: float
@@ -370,7 +371,8 @@ class StepMetrics(_message.Message):
     mfu: float
     tokens: int
     memory_bytes: int
-    def __init__(self, step: _Optional[int] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., grad_norm: _Optional[float] = ..., clipped: _Optional[bool] = ..., step_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., mfu: _Optional[float] = ..., tokens: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    clipped_steps: int
+    def __init__(self, step: _Optional[int] = ..., loss: _Optional[float] = ..., learning_rate: _Optional[float] = ..., grad_norm: _Optional[float] = ..., clipped: _Optional[bool] = ..., step_seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., mfu: _Optional[float] = ..., tokens: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., clipped_steps: _Optional[int] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("step", "train_loss", "val_loss", "is_best", "seconds", "val_perplexity", "val_bits_per_byte")
