@@ -27,11 +27,11 @@ from benchmarks.contender import WORK
 from nanogpt.checkpoint import (
     CheckpointMeta,
     load_model_state,
-    newest_valid,
     publish_model,
     read_meta,
     save_checkpoint,
 )
+from nanogpt.checkpoint_folder import newest_valid
 from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.datasets.prepare import prepare_text
 from nanogpt.datasets.shipped import SHIPPED

@@ -36,9 +36,10 @@ import torch
 from benchmarks.cell import Cell
 from benchmarks.networks import CPU_SHAPE
 from benchmarks.results import RESULTS, read_results, write_result, write_results
-from nanogpt.config import TrainConfig, load_preset
+from nanogpt.config import TrainConfig
 from nanogpt.datasets.prepare import prepare_text
 from nanogpt.device import device_name
+from nanogpt.preset import load_preset
 from nanogpt.training.allocator import keep_freed_memory
 from nanogpt.training.events import Evaluation, EventReader
 from nanogpt.training.run_directory import RunDirectory, RunSpec

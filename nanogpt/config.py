@@ -1,140 +1,25 @@
 """All that a caller may ask for: network shape, hyperparameters, sampling. No torch.
 
-Reads nothing but the presets that ship with the package.
-
-Each field states its type, default, explanation and range in one place. Constructing a config
-checks every field and raises one `InvalidConfig` that names all that are wrong.
+Each field is an option (option.py). Constructing a config checks every field and raises one
+`InvalidConfig` that names all that are wrong.
 
     TrainConfig(n_layer=4, dropout=0.0)
     TrainConfig.from_mapping({**load_preset("train_shakespeare_char").config, "max_iters": 2000})
 """
 
-import difflib
-import json
-import math
-import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
-from importlib import resources
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One field that is wrong, and what is allowed there."""
-
-    field: str
-    description: str
-
-
-class InvalidConfig(ValueError):
-    """One or more fields are wrong; `violations` names them all."""
-
-    def __init__(self, violations: list[Violation]) -> None:
-        self.violations = violations
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The values a field may take: bounds for numbers, or a list of choices for text."""
-
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
-    choices: tuple[str, ...] | None = None
-
-    def __str__(self) -> str:
-        if self.choices is not None:
-            return "one of " + ", ".join(self.choices)
-        low = f"[{_shown(self.ge)}" if self.ge is not None else "(-inf"
-        low = f"({_shown(self.gt)}" if self.gt is not None else low
-        high = f"{_shown(self.le)}]" if self.le is not None else "inf)"
-        high = f"{_shown(self.lt)})" if self.lt is not None else high
-        return f"in {low}, {high}"
-
-    def allows(self, value: Any) -> bool:
-        if self.choices is not None:
-            return value in self.choices
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return True
-        return (
-            (isinstance(value, int) or math.isfinite(value))
-            and (self.ge is None or value >= self.ge)
-            and (self.gt is None or value > self.gt)
-            and (self.le is None or value <= self.le)
-            and (self.lt is None or value < self.lt)
-        )
-
-
-def _shown(bound: float) -> str:
-    """Whole numbers with all their digits, others with as many as they need."""
-    return str(bound) if isinstance(bound, int) else f"{bound:g}"
-
-
-LARGEST_INT32 = (1 << 31) - 1
-LARGEST_INT64 = (1 << 63) - 1
-"""What fields of the wire hold."""
-
-
-def option(default: Any, help: str, **bounds: Any) -> Any:
-    """A dataclass field with its explanation and range (`ge`, `gt`, `le`, `lt`, `choices`).
-
-    Whole numbers without an upper bound are at most LARGEST_INT32.
-    """
-    if (
-        isinstance(default, int)
-        and not isinstance(default, bool)
-        and bounds.keys().isdisjoint(("le", "lt"))
-    ):
-        bounds["le"] = LARGEST_INT32
-    return field(default=default, metadata={"help": help, "range": Range(**bounds)})
-
-
-def _type_problem(spec: "Field[Any]", value: Any) -> str | None:
-    """What is wrong with the type of `value`, or None. An int is a fine float; a bool is no int."""
-    expected = str(
-        spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", spec.type)
-    )
-    if value is None:
-        return None if "None" in expected else f"must be {expected}, got nothing"
-    expected = expected.removesuffix(" | None")
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    fits = {
-        "int": is_whole,
-        "float": isinstance(value, float) or (is_whole and abs(value) <= sys.float_info.max),
-        "bool": isinstance(value, bool),
-        "str": isinstance(value, str),
-    }
-    return None if fits.get(expected, True) else f"must be {expected}, got {value!r}"
-
-
-def range_violations(config: Any) -> list[Violation]:
-    """Every field of a config dataclass whose type or range is wrong."""
-    found = []
-    for spec in fields(config):
-        value, allowed = getattr(config, spec.name), spec.metadata.get("range")
-        problem = _type_problem(spec, value)
-        if (
-            problem is None
-            and allowed is not None
-            and value is not None
-            and not allowed.allows(value)
-        ):
-            problem = f"must be {allowed}, got {value!r}"
-        if problem is not None:
-            found.append(Violation(spec.name, problem))
-    return found
-
-
-def unknown_key(key: str, allowed: Iterable[str]) -> Violation:
-    """Says that `key` does not exist and which key was probably meant."""
-    names = sorted(allowed)
-    nearest = difflib.get_close_matches(key, names, n=1)
-    meant = f"did you mean {nearest[0]!r}?" if nearest else "allowed: " + ", ".join(names)
-    return Violation(key, f"unknown key; {meant}")
-
+from nanogpt.option import (
+    LARGEST_INT64,
+    InvalidConfig,
+    Range,
+    Violation,
+    option,
+    range_violations,
+    unknown_key,
+)
 
 ARCHITECTURES = ("gpt2", "modern")
 
@@ -489,34 +374,3 @@ class StoppingParams:
             )
         if found:
             raise InvalidConfig(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A named set of hyperparameters, and the dataset and output name it was made for."""
-
-    name: str
-    config: dict[str, Any]
-    dataset: str | None
-    out_dir: str | None
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the package, sorted."""
-    folder = resources.files("nanogpt").joinpath("presets")
-    return sorted(
-        f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")
-    )
-
-
-def load_preset(name: str) -> Preset:
-    """The preset of that name. Raises InvalidConfig naming the nearest one if there is none."""
-    names = preset_names()
-    if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1)
-        meant = f"did you mean {nearest[0]!r}?" if nearest else "there are " + ", ".join(names)
-        raise InvalidConfig([Violation("preset", f"no preset {name!r}; {meant}")])
-    text = resources.files("nanogpt").joinpath(f"presets/{name}.json").read_text("utf-8")
-    values = json.loads(text)
-    dataset, out_dir = values.pop("dataset", None), values.pop("out_dir", None)
-    return Preset(name=name, config=values, dataset=dataset, out_dir=out_dir)

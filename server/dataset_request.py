@@ -6,9 +6,9 @@ It knows neither protobuf nor HTTP, nor how a dataset is made.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from nanogpt.config import Violation, unknown_key
 from nanogpt.datasets.documents import FORMATS
 from nanogpt.datasets.shipped import SHIPPED, ShippedDataset
+from nanogpt.option import Violation, unknown_key
 from server.dataset_store import TEXT, NewDataset
 from server.errors import InvalidArgument
 from server.names import name_violations

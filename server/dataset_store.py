@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from nanogpt.config import Violation
 from nanogpt.datasets.dataset import (
     BadDataset,
     Dataset,
@@ -28,6 +27,7 @@ from nanogpt.datasets.parquet_file import check_parquet
 from nanogpt.datasets.prepare import Phase, prepare_documents, prepare_text
 from nanogpt.datasets.shipped import DownloadFailed, ShippedDataset
 from nanogpt.durable import sync_folder
+from nanogpt.option import Violation
 from server.errors import (
     AlreadyExists,
     DataLoss,

@@ -30,7 +30,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as details_pb  # type: ignore[import-untyped]
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
-from nanogpt.config import Violation
+from nanogpt.option import Violation
 
 DOMAIN = "nanogpt.v1"
 

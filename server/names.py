@@ -3,7 +3,7 @@ reach the disk."""
 
 import re
 
-from nanogpt.config import Violation
+from nanogpt.option import Violation
 
 PATTERN = "[a-z0-9][a-z0-9_-]{0,62}"
 

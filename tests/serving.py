@@ -12,14 +12,8 @@ import torch
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from nanogpt.checkpoint import (
-    CheckpointMeta,
-    drop_newer,
-    read_meta,
-    save_checkpoint,
-    step_folder,
-    write_meta,
-)
+from nanogpt.checkpoint import CheckpointMeta, read_meta, save_checkpoint, write_meta
+from nanogpt.checkpoint_folder import drop_newer, step_folder
 from nanogpt.config import ModelConfig, SamplingParams, StoppingParams, TrainConfig
 from nanogpt.ensemble import make_network
 from nanogpt.inference.request import Request

@@ -10,27 +10,29 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanogpt import checkpoint, durable
+from nanogpt import checkpoint, checkpoint_folder, durable
 from nanogpt.checkpoint import (
     CheckpointDamaged,
     CheckpointMeta,
+    load_model,
+    load_model_state,
+    load_train_state,
+    publish_model,
+    read_meta,
+    save_checkpoint,
+    sweep_unfinished,
+    verify,
+    write_meta,
+)
+from nanogpt.checkpoint_folder import (
     best_checkpoint,
     drop_newer,
     is_pinned,
     list_checkpoints,
-    load_model,
-    load_model_state,
-    load_train_state,
     newest_valid,
     pin_checkpoint,
     prune_checkpoints,
-    publish_model,
-    read_meta,
-    save_checkpoint,
     step_folder,
-    sweep_unfinished,
-    verify,
-    write_meta,
 )
 from nanogpt.config import ModelConfig
 from nanogpt.model import GPT
@@ -331,7 +333,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, step, keep, best, left):
     for number in (10, 20, 30, 40, 50):
         step_folder(tmp_path, number).mkdir()
     prune_checkpoints(tmp_path, step, keep, {best})
-    assert [checkpoint.step_of(folder) for folder in list_checkpoints(tmp_path)] == left
+    assert [checkpoint_folder.step_of(folder) for folder in list_checkpoints(tmp_path)] == left
 
 
 def test_a_failed_delete_does_not_stop_anything(tmp_path, monkeypatch):
@@ -346,7 +348,7 @@ def test_a_failed_delete_does_not_stop_anything(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.Path, "rename", rename)
     prune_checkpoints(tmp_path, 30, 1)
-    assert [checkpoint.step_of(folder) for folder in list_checkpoints(tmp_path)] == [10, 30]
+    assert [checkpoint_folder.step_of(folder) for folder in list_checkpoints(tmp_path)] == [10, 30]
 
 
 def test_unfinished_folders_are_swept_and_nothing_else(tmp_path):
@@ -434,9 +436,9 @@ def test_pinned_checkpoints_are_kept_and_stay_pinned(tmp_path, model):
     pin_checkpoint(step_folder(tmp_path, 10))
     pin_checkpoint(step_folder(tmp_path, 30))
     prune_checkpoints(tmp_path, 40, 1)
-    assert [checkpoint.step_of(f) for f in list_checkpoints(tmp_path)] == [10, 30]
+    assert [checkpoint_folder.step_of(f) for f in list_checkpoints(tmp_path)] == [10, 30]
     drop_newer(tmp_path, 5)
-    assert [checkpoint.step_of(f) for f in list_checkpoints(tmp_path)] == [10, 30]
+    assert [checkpoint_folder.step_of(f) for f in list_checkpoints(tmp_path)] == [10, 30]
     save_checkpoint(step_folder(tmp_path, 30), meta_of(30), model.state_dict(), None)
     assert is_pinned(step_folder(tmp_path, 30))
     verify(step_folder(tmp_path, 30))
@@ -447,7 +449,7 @@ def test_the_best_on_disk_is_found_and_kept(tmp_path, model):
         meta = replace(meta_of(step), best_step=best_step)
         save_checkpoint(step_folder(tmp_path, step), meta, model.state_dict(), None)
     assert best_checkpoint(tmp_path) == step_folder(tmp_path, 30)
-    checkpoint._remove(step_folder(tmp_path, 30))
+    checkpoint.delete_checkpoint(step_folder(tmp_path, 30))
     assert best_checkpoint(tmp_path) == step_folder(tmp_path, 20)
     prune_checkpoints(tmp_path, 40, 1, {30})
-    assert [checkpoint.step_of(f) for f in list_checkpoints(tmp_path)] == [20, 40]
+    assert [checkpoint_folder.step_of(f) for f in list_checkpoints(tmp_path)] == [20, 40]

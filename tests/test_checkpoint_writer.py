@@ -7,15 +7,8 @@ import pytest
 import torch
 
 from nanogpt import checkpoint
-from nanogpt.checkpoint import (
-    CheckpointMeta,
-    list_checkpoints,
-    load_model_state,
-    load_train_state,
-    read_meta,
-    step_folder,
-    step_of,
-)
+from nanogpt.checkpoint import CheckpointMeta, load_model_state, load_train_state, read_meta
+from nanogpt.checkpoint_folder import list_checkpoints, step_folder, step_of
 from nanogpt.config import ModelConfig
 from nanogpt.training.checkpoint_writer import CheckpointWriter
 from nanogpt.training.events import (

@@ -7,15 +7,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt.config import (
-    InvalidConfig,
-    ModelConfig,
-    SamplingParams,
-    StoppingParams,
-    TrainConfig,
-    load_preset,
-    preset_names,
-)
+from nanogpt.config import ModelConfig, SamplingParams, StoppingParams, TrainConfig
+from nanogpt.option import InvalidConfig
+from nanogpt.preset import load_preset, preset_names
 from protos.nanogpt.v1 import training_pb2 as pb
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 import server.app
-from nanogpt.checkpoint import step_folder
+from nanogpt.checkpoint_folder import step_folder
 from nanogpt.training.events import Sample
 from server.app import App
 from server.web.api import datasets, generation

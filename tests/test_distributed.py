@@ -24,8 +24,9 @@ from tiny_run import (
 )
 
 from nanogpt import device
-from nanogpt.checkpoint import newest_valid
-from nanogpt.config import InvalidConfig, TrainConfig
+from nanogpt.checkpoint_folder import newest_valid
+from nanogpt.config import TrainConfig
+from nanogpt.option import InvalidConfig
 from nanogpt.training.batches import Batches, Stream
 from nanogpt.training.evaluate import Evaluator
 from nanogpt.training.events import Action, Divergence, Evaluation, RunStarted, StepMetrics

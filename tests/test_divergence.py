@@ -10,7 +10,8 @@ import torch
 from tiny_run import bodies_of, events_of, make_run, record_of
 
 from nanogpt import device
-from nanogpt.checkpoint import list_checkpoints, load_model_state, load_train_state, newest_valid
+from nanogpt.checkpoint import load_model_state, load_train_state
+from nanogpt.checkpoint_folder import list_checkpoints, newest_valid
 from nanogpt.training import events as events_module
 from nanogpt.training.divergence import WINDOW_STEPS, Window
 from nanogpt.training.evaluate import Evaluator

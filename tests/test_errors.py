@@ -4,7 +4,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from nanogpt.config import Violation
+from nanogpt.option import Violation
 from server.errors import (
     MAX_STATUS_BYTES,
     AlreadyExists,

@@ -19,9 +19,9 @@ from serving import (
     write_checkpoint,
 )
 
-from nanogpt.config import InvalidConfig
 from nanogpt.device import Peak
 from nanogpt.flops import decode_bytes_per_step, decode_flops_per_token
+from nanogpt.option import InvalidConfig
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.benchmark import inference as module
 from server.benchmark.inference import InferenceBenchmark, InferenceLoad, PeakMeter, percentiles

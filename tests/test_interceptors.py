@@ -9,7 +9,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from nanogpt.config import Violation
+from nanogpt.option import Violation
 from protos.nanogpt.v1 import datasets_pb2 as pb
 from protos.nanogpt.v1 import datasets_pb2_grpc as pb_grpc
 from server.deadline import seconds_left

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 
 from nanogpt import durable
-from nanogpt.checkpoint import (
-    CheckpointMeta,
-    FileRecord,
+from nanogpt.checkpoint import CheckpointMeta, FileRecord, write_meta
+from nanogpt.checkpoint_folder import (
     hold_checkpoint,
     list_checkpoints,
     prune_checkpoints,
     release_checkpoint,
     step_folder,
-    write_meta,
 )
 from nanogpt.config import ModelConfig
 from server.errors import FailedPrecondition, NotFound

@@ -16,15 +16,13 @@ from serving import (
     write_job_checkpoint,
 )
 
-from nanogpt.checkpoint import (
+from nanogpt.checkpoint import load_model, publish_model, read_meta
+from nanogpt.checkpoint_folder import (
     hold_checkpoint,
     is_held,
     list_checkpoints,
-    load_model,
     pin_checkpoint,
     prune_checkpoints,
-    publish_model,
-    read_meta,
 )
 from nanogpt.flops import parameter_count
 from nanogpt.interop.hugging_face import hugging_face_config, to_hugging_face

@@ -24,7 +24,7 @@ from serving import (
     write_job_checkpoint,
 )
 
-from nanogpt.checkpoint import is_held, pin_checkpoint, prune_checkpoints
+from nanogpt.checkpoint_folder import is_held, pin_checkpoint, prune_checkpoints
 from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Delta
 from nanogpt.tokenizer import GPT2Tokenizer

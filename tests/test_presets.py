@@ -7,7 +7,8 @@ that exists. The run name of `finetune_shakespeare` carries the time in nanoGPT.
 
 import pytest
 
-from nanogpt.config import TrainConfig, load_preset, preset_names
+from nanogpt.config import TrainConfig
+from nanogpt.preset import load_preset, preset_names
 
 GEM = {
     "out_dir": "out-shakespeare-char",

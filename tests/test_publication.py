@@ -3,13 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt.checkpoint import (
-    CheckpointMeta,
-    load_model_state,
-    read_meta,
-    save_checkpoint,
-    step_folder,
-)
+from nanogpt.checkpoint import CheckpointMeta, load_model_state, read_meta, save_checkpoint
+from nanogpt.checkpoint_folder import step_folder
 from nanogpt.config import ModelConfig
 from nanogpt.model import GPT
 from nanogpt.training.run_directory import RunDirectory

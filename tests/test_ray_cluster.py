@@ -16,7 +16,8 @@ import psutil
 import pytest
 from fake_trainer import TINY, make_dataset, open_jobs, reached
 
-from nanogpt.checkpoint import newest_valid, read_meta
+from nanogpt.checkpoint import read_meta
+from nanogpt.checkpoint_folder import newest_valid
 from nanogpt.training.events import StepMetrics
 from nanogpt.training.run_directory import EventReader
 from server.jobs.job import JobState

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from nanogpt.config import InvalidConfig, ModelConfig, SamplingParams, StoppingParams
+from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
 from nanogpt.inference.request import Request, validate_request
+from nanogpt.option import InvalidConfig
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
 
 TOKENIZER = CharTokenizer("abcdefgh")

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from nanogpt.config import InvalidConfig, TrainConfig
+from nanogpt.config import TrainConfig
+from nanogpt.option import InvalidConfig
 from nanogpt.training.run_directory import (
     ExitCode,
     RunDirectory,

@@ -5,9 +5,10 @@ import pytest
 from fake_trainer import ModelFolders, make_dataset, no_datasets
 
 from nanogpt.checkpoint import CheckpointMeta, read_meta, save_checkpoint
-from nanogpt.config import ModelConfig, Preset, TrainConfig
+from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.datasets.dataset import Dataset
 from nanogpt.ensemble import make_network
+from nanogpt.preset import Preset
 from server.dataset_store import DatasetStore
 from server.errors import DataLoss, InvalidArgument, NotFound
 from server.jobs import submission as submission_module

@@ -16,22 +16,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_run import bodies_of, events_of, make_dataset, make_run, record_of
 
-from nanogpt import checkpoint, device
+from nanogpt import checkpoint, checkpoint_folder, device
 from nanogpt.checkpoint import (
-    list_checkpoints,
     load_model,
     load_model_state,
     load_train_state,
-    newest_valid,
     publish_model,
     read_meta,
-    step_folder,
 )
-from nanogpt.config import InvalidConfig, ModelConfig, TrainConfig
+from nanogpt.checkpoint_folder import list_checkpoints, newest_valid, step_folder
+from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.datasets import byte_length
 from nanogpt.datasets.byte_length import mean_token_bytes
 from nanogpt.datasets.dataset import BadDataset, Dataset
 from nanogpt.model import GPT
+from nanogpt.option import InvalidConfig
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
 from nanogpt.training import forward as forward_module
 from nanogpt.training import limits as limits_module
@@ -624,7 +623,7 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(tmp_path, monkeypatch):
     real = checkpoint.save_checkpoint
 
     def full(folder, *arguments):
-        if checkpoint.step_of(folder) in (3, 6):
+        if checkpoint_folder.step_of(folder) in (3, 6):
             raise OSError("No space left on device")
         return real(folder, *arguments)
 
@@ -650,7 +649,7 @@ def test_a_run_that_cannot_save_is_not_interrupted(tmp_path, monkeypatch, step):
     real = checkpoint.save_checkpoint
 
     def full(folder, *arguments):
-        if checkpoint.step_of(folder) > 0:
+        if checkpoint_folder.step_of(folder) > 0:
             raise OSError("No space left on device")
         return real(folder, *arguments)
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 from tiny_run import make_dataset
 
-from nanogpt.config import InvalidConfig, ModelConfig
+from nanogpt.config import ModelConfig
 from nanogpt.flops import training_flops_per_token
+from nanogpt.option import InvalidConfig
 from nanogpt.training.benchmark import BenchmarkOptions, measure
 
 TINY = {

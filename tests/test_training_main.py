@@ -20,7 +20,8 @@ from tiny_run import (
     wait_for_step,
 )
 
-from nanogpt.checkpoint import newest_valid, read_meta
+from nanogpt.checkpoint import read_meta
+from nanogpt.checkpoint_folder import newest_valid
 from nanogpt.training import __main__ as main_module
 from nanogpt.training import trainer as trainer_module
 from nanogpt.training.events import CheckpointWritten, StepMetrics

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nanogpt.checkpoint import load_model_state, load_train_state, newest_valid
+from nanogpt.checkpoint import load_model_state, load_train_state
+from nanogpt.checkpoint_folder import newest_valid
 from nanogpt.config import TrainConfig
 from nanogpt.datasets.prepare import prepare_text
 from nanogpt.training.events import Event, StepMetrics

@@ -9,8 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from nanogpt.config import InvalidConfig, ModelConfig, SamplingParams, StoppingParams, Violation
+from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
 from nanogpt.inference.sampler import Ids
+from nanogpt.option import InvalidConfig, Violation
 from nanogpt.tokenizer import Tokenizer
 
 RANGES = {

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nanogpt.config import InvalidConfig, ModelConfig
+from nanogpt.config import ModelConfig
+from nanogpt.option import InvalidConfig
 
 
 def check_settings(settings: Mapping[str, Any], accepted: Mapping[str, tuple[Any, ...]]) -> None:

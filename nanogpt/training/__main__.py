@@ -24,7 +24,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from nanogpt import durable
-from nanogpt.config import InvalidConfig
+from nanogpt.option import InvalidConfig
 from nanogpt.training.group import (
     HOLD_FLAG,
     LEAVE_SECONDS,

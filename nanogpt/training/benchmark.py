@@ -25,17 +25,10 @@ import torch
 from numpy.typing import NDArray
 
 from nanogpt import device, flops
-from nanogpt.config import (
-    ARCHITECTURES,
-    InvalidConfig,
-    TrainConfig,
-    Violation,
-    option,
-    range_violations,
-    unknown_key,
-)
+from nanogpt.config import ARCHITECTURES, TrainConfig
 from nanogpt.datasets.dataset import BadDataset, Dataset
 from nanogpt.ensemble import make_network
+from nanogpt.option import InvalidConfig, Violation, option, range_violations, unknown_key
 from nanogpt.training.batches import Batches, Prefetcher, Stream
 from nanogpt.training.execution import choose_execution
 from nanogpt.training.forward import make_forward

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from nanogpt import checkpoint
+from nanogpt import checkpoint, checkpoint_folder
 from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.training.events import CheckpointWritten
 from nanogpt.training.report import Report
@@ -128,12 +128,12 @@ class CheckpointWriter:
     ) -> CheckpointMeta:
         """In the thread: all that touches the disk."""
         self._report.sync()  # a run that resumes from here does not repeat what came before
-        folder = checkpoint.step_folder(self._folder, meta.step)
+        folder = checkpoint_folder.step_folder(self._folder, meta.step)
         if copies is not None:
             meta = checkpoint.save_checkpoint(folder, meta, *copies)
         elif not _differ_in_duration_only(meta, self.saved):
             checkpoint.write_meta(folder, meta)
-        checkpoint.prune_checkpoints(self._folder, meta.step, self._keep, keep_steps)
+        checkpoint_folder.prune_checkpoints(self._folder, meta.step, self._keep, keep_steps)
         return meta
 
     def _copy(self, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -21,9 +21,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from nanogpt.config import InvalidConfig, TrainConfig, Violation
+from nanogpt.config import TrainConfig
 from nanogpt.device import pick_device
 from nanogpt.ensemble import Network
+from nanogpt.option import InvalidConfig, Violation
 from nanogpt.training.world import Forward, Place, T, World
 
 START_SECONDS = 300

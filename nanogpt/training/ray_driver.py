@@ -27,7 +27,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from nanogpt.config import InvalidConfig
+from nanogpt.option import InvalidConfig
 from nanogpt.training.group import HOLD_FLAG, LEAVE_SECONDS, MAX_RESTARTS, MEMBER_FLAG
 from nanogpt.training.run_directory import ERROR_PREFIX, ExitCode, RunDirectory
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from nanogpt import durable
-from nanogpt.config import InvalidConfig, TrainConfig, Violation, range_violations, unknown_key
+from nanogpt.config import TrainConfig
+from nanogpt.option import InvalidConfig, Violation, range_violations, unknown_key
 
 # events are part of a run directory: whoever follows a run needs both
 from nanogpt.training.events import EventReader, EventWriter

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from nanogpt.config import InvalidConfig, Violation
 from nanogpt.ensemble import Network
+from nanogpt.option import InvalidConfig, Violation
 from nanogpt.tokenizer import Tokenizer, UnknownCharacters
 from nanogpt.training.batches import Stream
 from nanogpt.training.evaluate import Interrupted

@@ -17,13 +17,14 @@ from nanogpt.checkpoint import (
     build_model,
     load_model_state,
     load_train_state,
-    newest_valid,
     read_meta,
 )
-from nanogpt.config import InvalidConfig, TrainConfig, Violation
+from nanogpt.checkpoint_folder import newest_valid
+from nanogpt.config import TrainConfig
 from nanogpt.datasets.dataset import BadDataset, Dataset
 from nanogpt.ensemble import Network, make_network
 from nanogpt.model import crop_block_size, sinusoidal_positions, zero_init_projections
+from nanogpt.option import InvalidConfig, Violation
 from nanogpt.tokenizer import Tokenizer
 from nanogpt.training.run_directory import RunDirectory, RunSpec
 from nanogpt.training.snapshot import Snapshot, dataset_identity

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanogpt import checkpoint, device
+from nanogpt import checkpoint, checkpoint_folder, device
 from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta
-from nanogpt.config import InvalidConfig, TrainConfig, Violation
+from nanogpt.config import TrainConfig
 from nanogpt.datasets.byte_length import mean_token_bytes
 from nanogpt.datasets.dataset import Dataset
+from nanogpt.option import InvalidConfig, Violation
 from nanogpt.training.batches import Batches, Prefetcher, Stream
 from nanogpt.training.checkpoint_writer import CheckpointWriter, written
 from nanogpt.training.divergence import Window
@@ -236,7 +237,7 @@ class Trainer:
         config, progress = self._config, self._progress
         self._writer.wait_quietly()
         folder = self._world.of_first(self._last_good_checkpoint())
-        kept = "none" if folder is None else f"step {checkpoint.step_of(folder)}"
+        kept = "none" if folder is None else f"step {checkpoint_folder.step_of(folder)}"
         if folder is None or progress.rollbacks >= config.max_rollbacks:
             self._report.sync()
             raise Diverged(
@@ -251,7 +252,7 @@ class Trainer:
         event = replace(event, rolled_back_to_step=resumed.meta.step, learning_rate_factor=factor)
         self._report.diverged(event)
         if self._world.is_first:
-            checkpoint.drop_newer(self._checkpoints, resumed.meta.step)
+            checkpoint_folder.drop_newer(self._checkpoints, resumed.meta.step)
         whole, weights = model.state_dict(), self._model.state_dict()
         self._model.load_state_dict(
             {name: self._world.part_like(weights[name], whole[name]) for name in weights}
@@ -266,11 +267,11 @@ class Trainer:
     def _last_good_checkpoint(self) -> Path | None:
         """The newest planned one that a step was taken from, else the newest that can be used."""
         if (good_step := self._progress.good_step) is not None:
-            folder = checkpoint.step_folder(self._checkpoints, good_step)
+            folder = checkpoint_folder.step_folder(self._checkpoints, good_step)
             with suppress(CheckpointDamaged, FileNotFoundError):
                 checkpoint.verify(folder)
                 return folder
-        return checkpoint.newest_valid(self._checkpoints)
+        return checkpoint_folder.newest_valid(self._checkpoints)
 
     def _rate_factor(self) -> float:
         return self._config.rollback_lr_factor**self._progress.rollbacks

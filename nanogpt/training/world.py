@@ -14,8 +14,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from nanogpt.config import InvalidConfig, TrainConfig
+from nanogpt.config import TrainConfig
 from nanogpt.ensemble import Network
+from nanogpt.option import InvalidConfig
 from nanogpt.training.batches import EVERYTHING, Share
 
 T = TypeVar("T")

@@ -19,18 +19,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from nanogpt.config import (
-    InvalidConfig,
-    SamplingParams,
-    StoppingParams,
-    Violation,
-    option,
-    range_violations,
-)
+from nanogpt.config import SamplingParams, StoppingParams
 from nanogpt.device import DTYPES, Peak, device_name, measure_peak
 from nanogpt.flops import decode_bytes_per_step, mfu, request_flops
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
+from nanogpt.option import InvalidConfig, Violation, option, range_violations
 from server.models.loaded import LoadedModel
 from server.models.runners import Arithmetic, bytes_per_kv_value, bytes_per_weight
 

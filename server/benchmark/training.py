@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogpt.config import Violation
+from nanogpt.option import Violation
 from nanogpt.training.benchmark import BenchmarkOptions
 from nanogpt.training.run_directory import ExitCode
 from server.benchmark.inference import DeviceInfo, Percentiles

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from nanogpt.config import Violation
+from nanogpt.option import Violation
 from server.errors import InvalidArgument
 from server.interceptors.call import (
     Call,

@@ -10,17 +10,14 @@ from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogpt.checkpoint import (
-    CheckpointDamaged,
-    CheckpointMeta,
+from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta, delete_checkpoint, read_meta
+from nanogpt.checkpoint_folder import (
     best_checkpoint,
-    delete_checkpoint,
     is_held,
     is_pinned,
     list_checkpoints,
     newest_valid,
     pin_checkpoint,
-    read_meta,
     step_folder,
     step_of,
     unpin_checkpoint,

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from nanogpt.config import InvalidConfig, TrainConfig
+from nanogpt.config import TrainConfig
+from nanogpt.option import InvalidConfig
 from nanogpt.training.run_directory import RunDirectory
 from server.errors import FailedPrecondition
 

@@ -2,13 +2,8 @@
 
 from pathlib import Path
 
-from nanogpt.checkpoint import (
-    CheckpointDamaged,
-    best_checkpoint,
-    newest_valid,
-    publish_model,
-    read_meta,
-)
+from nanogpt.checkpoint import CheckpointDamaged, publish_model, read_meta
+from nanogpt.checkpoint_folder import best_checkpoint, newest_valid
 from nanogpt.training.run_directory import RunDirectory
 from server.errors import DataLoss
 

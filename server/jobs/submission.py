@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta, read_meta
-from nanogpt.config import InvalidConfig, Preset, TrainConfig, Violation, load_preset
+from nanogpt.config import TrainConfig
 from nanogpt.device import pick_device, total_memory_bytes
+from nanogpt.option import InvalidConfig, Violation
+from nanogpt.preset import Preset, load_preset
 from nanogpt.training.memory import estimate_memory
 from nanogpt.training.starting_point import PADDED_GPT2_VOCAB_SIZE
 from server.dataset_store import DatasetInfo, DatasetStore

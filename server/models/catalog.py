@@ -20,16 +20,15 @@ from nanogpt.checkpoint import (
     META_FILE,
     CheckpointDamaged,
     CheckpointMeta,
-    list_checkpoints,
     read_meta,
     save_checkpoint,
-    step_folder,
-    step_of,
     sweep_unfinished,
 )
-from nanogpt.config import InvalidConfig, ModelConfig, Violation
+from nanogpt.checkpoint_folder import list_checkpoints, step_folder, step_of
+from nanogpt.config import ModelConfig
 from nanogpt.interop.hugging_face import import_hugging_face
 from nanogpt.interop.nanogpt_checkpoint import import_nanogpt
+from nanogpt.option import InvalidConfig, Violation
 from nanogpt.tokenizer import Tokenizer, tokenizer_from_json
 from nanogpt.training.run_directory import RunDirectory
 from server.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, Unavailable

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from nanogpt.checkpoint import hold_checkpoint, release_checkpoint, release_checkpoints
+from nanogpt.checkpoint_folder import hold_checkpoint, release_checkpoint, release_checkpoints
 
 
 class Holds:

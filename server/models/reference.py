@@ -8,7 +8,7 @@ folder.
 import re
 from dataclasses import dataclass
 
-from nanogpt.config import Violation
+from nanogpt.option import Violation
 from server.errors import InvalidArgument
 from server.names import PATTERN, is_name
 

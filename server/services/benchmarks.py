@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from nanogpt.config import InvalidConfig, Violation
+from nanogpt.option import InvalidConfig, Violation
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.benchmark.inference import DeviceInfo, InferenceLoad, InferenceResult
 from server.benchmark.training import TrainingResult

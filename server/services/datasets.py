@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from nanogpt.config import Violation
 from nanogpt.datasets.shipped import SHIPPED, ShippedDataset
+from nanogpt.option import Violation
 from protos.nanogpt.v1 import datasets_pb2 as pb
 from protos.nanogpt.v1 import datasets_pb2_grpc as pb_grpc
 from server.dataset_request import DatasetRequest, new_dataset

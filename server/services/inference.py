@@ -13,10 +13,10 @@ from typing import Any
 
 import grpc
 
-from nanogpt.config import InvalidConfig, Violation
 from nanogpt.inference.events import Delta, Finished, Prefilled, Queued, Started
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request
+from nanogpt.option import InvalidConfig, Violation
 from nanogpt.tokenizer import UnknownCharacters, UnknownTokenId
 from protos.nanogpt.v1 import inference_pb2 as pb
 from protos.nanogpt.v1 import inference_pb2_grpc as pb_grpc

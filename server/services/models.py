@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from nanogpt.config import ModelConfig, Violation
+from nanogpt.config import ModelConfig
+from nanogpt.option import Violation
 from protos.nanogpt.v1 import models_pb2 as pb
 from protos.nanogpt.v1 import models_pb2_grpc as pb_grpc
 from server.errors import InvalidArgument

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from nanogpt.checkpoint import CheckpointMeta
-from nanogpt.config import Violation
+from nanogpt.option import Violation
 from nanogpt.training.events import (
     CheckpointWritten,
     Divergence,

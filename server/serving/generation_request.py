@@ -7,15 +7,9 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from nanogpt.config import (
-    InvalidConfig,
-    ModelConfig,
-    SamplingParams,
-    StoppingParams,
-    Violation,
-    unknown_key,
-)
+from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
 from nanogpt.inference.request import Request, validate_request
+from nanogpt.option import InvalidConfig, Violation, unknown_key
 from nanogpt.tokenizer import Tokenizer, UnknownCharacters
 from server.errors import InvalidArgument
 

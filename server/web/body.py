@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from nanogpt.config import Violation, unknown_key
+from nanogpt.option import Violation, unknown_key
 from server.errors import InvalidArgument, ResourceExhausted
 
 MAX_BODY_BYTES = 2 << 20

@@ -2,7 +2,7 @@
 
 from starlette.requests import Request
 
-from nanogpt.config import LARGEST_INT64, Violation
+from nanogpt.option import LARGEST_INT64, Violation
 from server.errors import InvalidArgument
 
 

@@ -27,7 +27,8 @@ import torch
 from campaign import SCALE, SEED, record_of
 from torch import Tensor
 
-from nanogpt.checkpoint import load_model_state, load_train_state, newest_valid
+from nanogpt.checkpoint import load_model_state, load_train_state
+from nanogpt.checkpoint_folder import newest_valid
 from nanogpt.config import TrainConfig
 from nanogpt.datasets.prepare import prepare_text
 from nanogpt.training.run_directory import EventReader, ExitCode, RunDirectory, RunSpec

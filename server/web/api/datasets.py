@@ -22,8 +22,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nanogpt.config import Violation, unknown_key
 from nanogpt.datasets.shipped import SHIPPED
+from nanogpt.option import Violation, unknown_key
 from server.dataset_request import DatasetRequest, new_dataset
 from server.dataset_store import DatasetInfo, DatasetStore, NewDataset
 from server.errors import DeadlineExceeded, ServiceError

@@ -10,7 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nanogpt.config import Range, TrainConfig, load_preset, preset_names
+from nanogpt.config import TrainConfig
+from nanogpt.option import Range
+from nanogpt.preset import load_preset, preset_names
 
 
 def form_routes() -> list[Route]:

@@ -14,10 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from nanogpt.config import ModelConfig, Violation
+from nanogpt.config import ModelConfig
 from nanogpt.inference.events import Delta, Finished, Queued, Started
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request as Generation
+from nanogpt.option import Violation
 from nanogpt.tokenizer import StreamDecoder, Tokenizer
 from server.gate import Gate
 from server.models.loaded import LoadedModel

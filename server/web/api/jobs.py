@@ -22,8 +22,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nanogpt.config import LARGEST_INT64
 from nanogpt.flops import parameter_count
+from nanogpt.option import LARGEST_INT64
 from nanogpt.training.events import Event, to_json_line
 from server.dataset_store import DatasetStore
 from server.errors import ServiceError

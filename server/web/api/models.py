@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from nanogpt.config import Violation
+from nanogpt.option import Violation
 from server.errors import InvalidArgument
 from server.gate import Gate
 from server.models.exports import EXPORTERS
