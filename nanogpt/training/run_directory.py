@@ -4,7 +4,7 @@
             metrics.jsonl   events, appended by the trainer (events.py)
             log.txt         what the trainer printed
             execution.json  how it computes its steps, chosen once by the trainer (execution.py)
-            checkpoints/    step_000250/ and so on (nanogpt/checkpoint.py)
+            checkpoints/    step_000250/ and so on (nanogpt/checkpoint_folder.py)
             trainer.lock    held by the trainer for its life; says which process that is
             exit_code       how a run of several processes ended
 
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from nanogpt import durable
 from nanogpt.config import TrainConfig
@@ -226,16 +226,12 @@ class RunDirectory:
     @contextmanager
     def _locked(self, *kinds: int, wait_seconds: float = 0.0) -> Iterator[None]:
         deadline = time.monotonic() + wait_seconds
-        with self.lock_path.open("a") as file:
+        # for reading too: NFS shares no lock on a file that is only written to, see flock(2)
+        with self.lock_path.open("a+") as file:
             for kind in kinds:
-                while True:
-                    try:
-                        fcntl.flock(file, kind | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError as error:
-                        if time.monotonic() >= deadline:
-                            busy = f"another trainer is at work in {self.path.name}"
-                            raise RunDirectoryBusy(busy) from error
+                while not _try_lock(file, kind):
+                    if time.monotonic() >= deadline:
+                        raise RunDirectoryBusy(f"another trainer is at work in {self.path.name}")
                     time.sleep(POLL_SECONDS)
             yield
 
@@ -250,3 +246,11 @@ class RunDirectory:
             return Holder(**json.loads(self.lock_path.read_text()))
         except (OSError, ValueError, TypeError):
             return None
+
+
+def _try_lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
