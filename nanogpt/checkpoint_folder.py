@@ -13,6 +13,7 @@ from pathlib import Path
 from nanogpt import durable
 from nanogpt.checkpoint import (
     CheckpointDamaged,
+    CheckpointMeta,
     delete_checkpoint,
     no_checkpoint,
     read_meta,
@@ -70,15 +71,18 @@ def best_checkpoint(checkpoints_dir: Path) -> Path | None:
     """The checkpoint on disk that had the lowest validation loss of its run when it was written.
 
     None if there is none, or none that tells. The one of the lowest loss ever may be missing: no
-    room on the disk. Tensors are not read.
+    room on the disk. One that the run has gone back behind does not count, though somebody may have
+    pinned it. Tensors are not read.
     """
-    for folder in reversed(list_checkpoints(checkpoints_dir)):
-        try:
-            if read_meta(folder).is_best:
-                return folder
-        except (CheckpointDamaged, FileNotFoundError):
-            continue
-    return None
+    metas: list[CheckpointMeta] = []
+    for folder in list_checkpoints(checkpoints_dir):
+        with suppress(CheckpointDamaged, FileNotFoundError):
+            metas.append(read_meta(folder))
+    newest = max(metas, key=lambda meta: (meta.rollbacks, meta.step), default=None)
+    if newest is None or newest.best_step is None:
+        return None
+    steps = [meta.step for meta in metas if meta.is_best and meta.step <= newest.best_step]
+    return step_folder(checkpoints_dir, max(steps)) if steps else None
 
 
 def prune_checkpoints(

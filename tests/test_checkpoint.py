@@ -453,3 +453,14 @@ def test_the_best_on_disk_is_found_and_kept(tmp_path, model):
     assert best_checkpoint(tmp_path) == step_folder(tmp_path, 20)
     prune_checkpoints(tmp_path, 40, 1, {30})
     assert [checkpoint_folder.step_of(f) for f in list_checkpoints(tmp_path)] == [20, 40]
+
+
+def test_the_best_is_none_that_the_run_went_back_behind(tmp_path, model):
+    """It may be there still, pinned."""
+    for step, best_step, rollbacks in [(10, 10, 0), (20, 10, 1), (30, 30, 0)]:
+        meta = replace(meta_of(step), best_step=best_step, rollbacks=rollbacks)
+        save_checkpoint(step_folder(tmp_path, step), meta, model.state_dict(), None)
+    assert best_checkpoint(tmp_path) == step_folder(tmp_path, 10)
+    meta = replace(meta_of(20), best_step=None, rollbacks=1)
+    save_checkpoint(step_folder(tmp_path, 20), meta, model.state_dict(), None)
+    assert best_checkpoint(tmp_path) is None
