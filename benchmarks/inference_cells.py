@@ -3,7 +3,8 @@
 All systems run the same weights, from our exports, on the same prompts, greedy, as many new tokens
 each; the clock runs from the prompts' arrival until the last token, prefill included. Each system
 in each precision is a process of its own, and they take turns. One that is much slower than
-another peer of the same or higher precision is measured once only: it cannot be the best.
+another peer of the same or higher precision is measured once only: it cannot be the best. Nor do
+the slowest stay where memory gets short.
 """
 
 import functools
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import psutil
 import torch
 
 from benchmarks import inference_guard
@@ -33,6 +35,8 @@ from nanogpt.device import device_name, measure_peak
 from nanogpt.flops import decode_bytes_per_step, request_flops
 
 HOPELESS_FACTOR = 1.5
+FREE_BYTES = 3_000_000_000
+"""Memory that is left for the next contender."""
 WARM_UP_TOKENS = 4
 ROUNDS_SECONDS = 60.0
 BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
@@ -116,6 +120,9 @@ def measure(load: Load, wanted: Collection[str]) -> Iterator[Cell]:
             for entry in entries.values():
                 if not entry.is_out and is_hopeless(entry, entries.values()):
                     entry.leave()  # which frees its memory
+            while is_memory_short() and (last := farthest_behind(entries.values())):
+                print(f"  {last.name} leaves: memory is short", flush=True)
+                last.leave()
         rounds = _each_with_a_bandwidth(load.rounds(), bandwidths)
         missing |= take_turns(entries.values(), rounds, load.new_tokens)
     finally:
@@ -151,6 +158,33 @@ def enter(load: Load, contender: Contender, threads: int) -> Entry:
         entry.leave()
         raise
     return entry
+
+
+def is_memory_short() -> bool:
+    """Whether another contender may not fit: then the kernel would end one, or the harness."""
+    return psutil.virtual_memory().available < FREE_BYTES
+
+
+def farthest_behind(entries: Collection[Entry]) -> Entry | None:
+    """The peer that is slowest beside the best one that counts wherever it does; None if all that
+    are left are the best."""
+
+    def best_seconds(entry: Entry) -> float:
+        return min(
+            other.median_seconds
+            for other in entries
+            if other.is_rival and other.precision in at_least(entry.precision)
+        )
+
+    behind = {
+        entry.name: entry.median_seconds / best_seconds(entry)
+        for entry in entries
+        if entry.is_rival and not entry.is_out
+    }
+    last = max(behind, key=lambda name: behind[name], default=None)
+    if last is None or behind[last] <= 1:
+        return None
+    return next(entry for entry in entries if entry.name == last)
 
 
 def is_hopeless(entry: Entry, entries: Collection[Entry]) -> bool:

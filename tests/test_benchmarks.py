@@ -231,6 +231,25 @@ def test_a_peer_that_fails_late_keeps_its_turns(monkeypatch: pytest.MonkeyPatch)
     assert {name: len(seconds) for name, seconds in cell.turns.items()} == turns
 
 
+def test_the_slowest_leaves_where_memory_is_short() -> None:
+    def entry(name: str, precision: str, seconds: float, **more: bool) -> Entry:
+        return Entry(name, precision, FakeProcess(0), seconds=[seconds], **more)
+
+    entries = [
+        entry("ours", "int8", 9.0, is_rival=False),
+        entry("best", "float32", 2.0),
+        entry("second", "float32", 2.5),
+        entry("narrow", "int8", 2.4),  # the best of float32 counts there too
+        entry("narrow and best", "int8", 1.0),
+    ]
+    left = []
+    while (last := inference_cells.farthest_behind(entries)) is not None:
+        last.leave()
+        left.append(last.name)
+    assert left == ["narrow", "second"]
+    assert inference_cells.farthest_behind([]) is None
+
+
 def test_a_run_in_which_ours_fails_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     with pytest.raises(RuntimeError, match=r"^ours over gRPC float32: it crashed$"):
