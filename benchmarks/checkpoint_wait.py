@@ -31,10 +31,10 @@ CHARACTERS = TrainConfig(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_
 
 
 def plans(options: Options) -> list[Plan]:
-    """About two minutes; of the small network, some seconds."""
+    """About three minutes; of the small network, some seconds."""
     if options.quick:
         return [single("steps with a checkpoint, 4/4/128", partial(run, SMALL, 20, 2))]
-    return [single("steps with a checkpoint, 6/6/384", partial(run, CHARACTERS, 30, 4))]
+    return [single("steps with a checkpoint, 6/6/384", partial(run, CHARACTERS, 30, 8))]
 
 
 def run(config: TrainConfig, steps: int, turns: int) -> Cell:

@@ -78,7 +78,7 @@ def _remarks(results: Sequence[Result]) -> Iterator[str]:
         yield "Not measured, or not to the end, and so not beaten:"
         yield ""
         for reason, cells in absent.items():
-            where = "" if len(cells) == len(results) else f" ({'; '.join(cells)})"
+            where = f" ({'; '.join(cells) if len(cells) < 3 else f'{len(cells)} cells'})"
             yield f"- {reason}{where}"
 
 
@@ -148,7 +148,13 @@ def _met(result: Result) -> str:
 
 
 def _guard(result: Result) -> str:
-    return "; ".join(_check(check) for check in result["guard"]["checks"])
+    """The first check, any that fails, and how many more there are."""
+    checks = result["guard"]["checks"]
+    shown = [check for number, check in enumerate(checks) if number == 0 or not check["holds"]]
+    texts = [_check(check) for check in shown]
+    if more := len(checks) - len(shown):
+        texts.append(f"{more} more hold" if more > 1 else "one more holds")
+    return "; ".join(texts)
 
 
 def _check(check: Result) -> str:
