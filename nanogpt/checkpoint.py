@@ -83,6 +83,12 @@ class CheckpointMeta:
         return sum(record.size_bytes for record in self.files.values())
 
     @property
+    def written_order(self) -> tuple[int, int]:
+        """Grows from one checkpoint of a run to the next: after going back a run writes lower steps
+        than it had written before."""
+        return self.rollbacks, self.step
+
+    @property
     def is_best(self) -> bool:
         """Whether it has the lowest validation loss of the run up to its step."""
         return self.best_step == self.step

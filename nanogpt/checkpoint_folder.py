@@ -46,18 +46,17 @@ def newest_valid(
 ) -> Path | None:
     """The checkpoint of a run that is whole and was written last, or None.
 
-    After going back a run writes lower steps than it had written before. `on_damaged` hears of
-    those passed over.
+    `on_damaged` hears of those passed over.
     """
-    found: list[tuple[int, int, Path]] = []
+    found: list[tuple[tuple[int, int], Path]] = []
     for folder in list_checkpoints(checkpoints_dir):
         try:
             meta = read_meta(folder)
-            found.append((meta.rollbacks, meta.step, folder))
+            found.append((meta.written_order, folder))
         except (CheckpointDamaged, FileNotFoundError) as error:
             if on_damaged is not None and isinstance(error, CheckpointDamaged):
                 on_damaged(error)
-    for _, _, folder in sorted(found, reverse=True):
+    for _, folder in sorted(found, reverse=True):
         try:
             verify(folder)
             return folder
@@ -68,21 +67,27 @@ def newest_valid(
 
 
 def best_checkpoint(checkpoints_dir: Path) -> Path | None:
-    """The checkpoint on disk that had the lowest validation loss of its run when it was written.
-
-    None if there is none, or none that tells. The one of the lowest loss ever may be missing: no
-    room on the disk. One that the run has gone back behind does not count, though somebody may have
-    pinned it. Tensors are not read.
-    """
+    """The checkpoint on disk of `best_step`. Tensors are not read."""
     metas: list[CheckpointMeta] = []
     for folder in list_checkpoints(checkpoints_dir):
         with suppress(CheckpointDamaged, FileNotFoundError):
             metas.append(read_meta(folder))
-    newest = max(metas, key=lambda meta: (meta.rollbacks, meta.step), default=None)
+    step = best_step(metas)
+    return None if step is None else step_folder(checkpoints_dir, step)
+
+
+def best_step(metas: Collection[CheckpointMeta]) -> int | None:
+    """Step of the checkpoint of a run that had its lowest validation loss when it was written.
+
+    None if there is none, or none that tells. The one of the lowest loss ever may be missing: no
+    room on the disk. One above the best that the newest knows of does not count: the run has gone
+    back behind it, though somebody may have pinned it.
+    """
+    newest = max(metas, key=lambda meta: meta.written_order, default=None)
     if newest is None or newest.best_step is None:
         return None
-    steps = [meta.step for meta in metas if meta.is_best and meta.step <= newest.best_step]
-    return step_folder(checkpoints_dir, max(steps)) if steps else None
+    limit = newest.best_step
+    return max((meta.step for meta in metas if meta.is_best and meta.step <= limit), default=None)
 
 
 def prune_checkpoints(

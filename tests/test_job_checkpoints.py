@@ -23,14 +23,19 @@ SHAPE = ModelConfig(block_size=16, vocab_size=32, n_layer=1, n_head=1, n_embd=8)
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-def write(folder: Path, step: int, best_step: int | None = None) -> None:
+def write(folder: Path, step: int, best_step: int | None = None, rollbacks: int = 0) -> None:
     """A checkpoint that is whole, with an empty file for its weights."""
     new = folder / f".writing-{step}"
     new.mkdir(parents=True)
     (new / "model.safetensors").write_bytes(b"")
     record = FileRecord(EMPTY_SHA256, 0)
     meta = CheckpointMeta(
-        step, SHAPE, {"kind": "char"}, best_step=best_step, files={"model.safetensors": record}
+        step,
+        SHAPE,
+        {"kind": "char"},
+        best_step=best_step,
+        rollbacks=rollbacks,
+        files={"model.safetensors": record},
     )
     write_meta(new, meta)
     new.rename(step_folder(folder, step))
@@ -57,6 +62,14 @@ def test_all_are_listed_with_what_keeps_them(folder: Path) -> None:
         (10, False, False, True),
     ]
     assert Checkpoints("j", folder / "none", set()).infos() == []
+
+
+def test_what_the_run_went_back_behind_is_neither_newest_nor_best(tmp_path: Path) -> None:
+    write(tmp_path, 10, best_step=10, rollbacks=1)
+    write(tmp_path, 20, best_step=10, rollbacks=1)
+    write(tmp_path, 30, best_step=30)
+    infos = Checkpoints("j", tmp_path, set()).infos()
+    assert [(i.meta.step, i.is_best) for i in infos] == [(20, False), (10, True), (30, False)]
 
 
 def test_a_pinned_one_outlives_every_pruning(folder: Path) -> None:

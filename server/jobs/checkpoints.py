@@ -13,6 +13,7 @@ from pathlib import Path
 from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta, delete_checkpoint, read_meta
 from nanogpt.checkpoint_folder import (
     best_checkpoint,
+    best_step,
     is_held,
     is_pinned,
     list_checkpoints,
@@ -55,8 +56,8 @@ class Checkpoints:
             metas, vanished = self._read()
             if not vanished:  # else a newer one has taken the place of what was pruned
                 break
-        best_step = next((meta.step for meta in metas if meta.is_best), None)
-        return [self._info(meta, best_step) for meta in metas]
+        best = best_step(metas)
+        return [self._info(meta, best) for meta in metas]
 
     def pin(self, step: int, pinned: bool) -> CheckpointInfo:
         """The checkpoint, kept until it is unpinned or kept no longer. Raises NotFound."""
@@ -93,21 +94,23 @@ class Checkpoints:
 
     def _read(self) -> tuple[list[CheckpointMeta], bool]:
         """Metas, newest first, and whether a checkpoint vanished meanwhile."""
-        found, vanished = [], False
-        for folder in reversed(list_checkpoints(self._folder)):
+        found: list[CheckpointMeta] = []
+        vanished = False
+        for folder in list_checkpoints(self._folder):
             try:
                 found.append(read_meta(folder))
             except FileNotFoundError:
                 vanished = True
             except CheckpointDamaged as error:
                 logger.warning("a checkpoint is left out: %s", error)
+        found.sort(key=lambda meta: meta.written_order, reverse=True)
         return found, vanished
 
-    def _info(self, meta: CheckpointMeta, best_step: int | None) -> CheckpointInfo:
+    def _info(self, meta: CheckpointMeta, best: int | None) -> CheckpointInfo:
         folder = step_folder(self._folder, meta.step)
         return CheckpointInfo(
             meta,
-            is_best=meta.step == best_step,
+            is_best=meta.step == best,
             is_pinned=is_pinned(folder),
             is_loaded=folder in self._loaded,
         )
