@@ -45,7 +45,7 @@ from server.models.kernels import Kernels
 from server.models.loaded import build_engine
 from server.models.memory import ModelState
 from server.models.runners import memory_bytes_of
-from server.serving.engine_thread import EngineFailure
+from server.serving.engine_thread import EngineFailure, EngineThread
 
 ONE = memory_bytes_of(CONFIG, 4, "float32", None)
 """Bytes of one model in the store of these tests."""
@@ -181,6 +181,29 @@ async def test_idle_models_make_room_the_one_longest_unused_first(tmp_path, buil
             for s in family.samples
             if "model" in s.labels
         } == {"a", "c"}
+
+
+async def test_a_model_that_is_being_freed_makes_room_before_long(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_checkpoint(tmp_path / "models" / name)
+    stop, gate, stopping = EngineThread.stop, asyncio.Event(), asyncio.Event()
+
+    async def slow_stop(self, grace_seconds):
+        stopping.set()
+        await gate.wait()
+        await stop(self, grace_seconds)
+
+    monkeypatch.setattr(EngineThread, "stop", slow_stop)
+    async with model_store(tmp_path, memory_bytes=ONE) as store:
+        await store.load("a")
+        unloading = asyncio.create_task(store.unload("a"))
+        await stopping.wait()
+        with pytest.raises(ResourceExhausted) as refused:
+            await store.load("b")
+        assert refused.value.retry_seconds is not None
+        gate.set()
+        await unloading
+        assert (await store.load("b")).state is ModelState.LOADED
 
 
 async def test_models_in_use_or_kept_do_not_make_room(tmp_path):

@@ -197,7 +197,7 @@ class ModelMemory:
             return
         slots = list(self._slots.values())
         while slots := [slot for slot in slots if not await self._adopt_kernels(slot)]:
-            await self._any_unheld()
+            await self._any_room()
 
     async def _adopt_kernels(self, slot: _Slot) -> bool:
         """Whether that has come to its end, good or bad; if not, models in use are in the way."""
@@ -215,13 +215,13 @@ class ModelMemory:
             logger.exception("%s goes on with PyTorch", slot.reference)
         return True
 
-    async def _any_unheld(self) -> None:
-        """Returns once nobody holds one of the models that are held now."""
+    async def _any_room(self) -> None:
+        """Returns once nobody holds one of the models that are held now, or one is freed."""
         held = [model for model in self._in_memory if model.num_holders]
         waits = [asyncio.create_task(model.unheld.wait()) for model in held]
         try:
-            if waits:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if pending := [*waits, *self._freeing]:
+                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
@@ -417,7 +417,8 @@ class ModelMemory:
         return [*idle, slot] if slot.model and not slot.is_held else idle
 
     def _does_not_fit(self, needed: int, kept: int, slot: _Slot) -> ResourceExhausted:
-        may_end = needed <= self._memory_bytes and any(m.num_holders for m in self._in_memory)
+        is_leaving = bool(self._freeing) or any(model.num_holders for model in self._in_memory)
+        may_end = needed <= self._memory_bytes and is_leaving
         return ResourceExhausted(
             f"model {slot.reference} needs {_megabytes(needed)}; of the "
             f"{_megabytes(self._memory_bytes)} that models may take together "
