@@ -393,6 +393,8 @@ async def test_a_generation_that_takes_too_long_ends(settings, monkeypatch, hear
     assert error["reason"] == "DEADLINE_EXCEEDED"
     assert error["message"] == "the call took longer than the 0.3 s this server allows"
     assert not loaded.engine._streams
+    counted = {"model": "tiny", "reason": "deadline"}
+    assert app.metrics.registry.get_sample_value("nanogpt_requests_rejected_total", counted) == 1
     gate.set()
     await app.stop()
 

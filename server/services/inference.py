@@ -6,8 +6,8 @@ Score in scores.py, those of Benchmark in benchmarks.py.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -15,14 +15,12 @@ import grpc
 
 from nanogpt.inference.events import Delta, Finished, Prefilled, Queued, Started
 from nanogpt.inference.logprobs import TokenLogprob
-from nanogpt.inference.request import Request
 from nanogpt.option import InvalidConfig, Violation
 from nanogpt.tokenizer import UnknownCharacters, UnknownTokenId
 from protos.nanogpt.v1 import inference_pb2 as pb
 from protos.nanogpt.v1 import inference_pb2_grpc as pb_grpc
 from server.benchmark.inference import InferenceBenchmark, PeakMeter
 from server.benchmark.training import TrainingBenchmark
-from server.deadline import seconds_left
 from server.errors import InvalidArgument, NotFound, ResourceExhausted
 from server.interceptors import current_request_id
 from server.models.loaded import LoadedModel
@@ -84,7 +82,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 partial(request_from_pb, request, model.model_config, model.tokenizer),
                 prompt_tokens_at_most(request),
             )
-            with _submitted(wanted, model, received_at, context) as stream:
+            with model.engine.submitted(wanted, received_at, context.time_remaining) as stream:
                 await self._relay(stream, model, echo, context)
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
@@ -96,7 +94,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 scores_only=True,
             )
             logprobs: list[TokenLogprob] = []
-            with _submitted(wanted, model, received_at, context) as stream:
+            with model.engine.submitted(wanted, received_at, context.time_remaining) as stream:
                 while events := await stream.next():
                     for event in events:
                         if isinstance(event, Prefilled):
@@ -222,17 +220,3 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 retry_seconds=1.0,
                 limit="reader",
             ) from None
-
-
-@contextmanager
-def _submitted(
-    request: Request, model: LoadedModel, received_at: float, context: Context
-) -> Iterator[RequestStream]:
-    """A call's request while it is in the engine, which it leaves however the call ends."""
-    stream = model.engine.submit(
-        request, received_at=received_at, remaining_seconds=seconds_left(context.time_remaining())
-    )
-    try:
-        yield stream
-    finally:
-        stream.cancel("deadline" if seconds_left(context.time_remaining()) == 0 else "cancelled")

@@ -32,6 +32,7 @@ from nanogpt.inference.events import (
     StepResult,
 )
 from nanogpt.inference.request import Request
+from server.deadline import seconds_left
 from server.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unavailable
 from server.metrics import Metrics
 from server.serving.drain_rate import DrainRate
@@ -224,6 +225,25 @@ class EngineThread:
         self._empty.clear()
         self._commands.put(lambda: self._engine.add(request))
         return stream
+
+    @contextmanager
+    def submitted(
+        self,
+        request: Request,
+        received_at: float,
+        caller_seconds: Callable[[], float | None] = lambda: None,
+    ) -> Iterator[RequestStream]:
+        """A call's request while it is in the engine, which it leaves however the call ends.
+
+        `caller_seconds` tells how much longer the caller waits, None is for ever; the server's own
+        limit counts as well. Raises as `submit`.
+        """
+        remaining_seconds = seconds_left(caller_seconds())
+        stream = self.submit(request, received_at=received_at, remaining_seconds=remaining_seconds)
+        try:
+            yield stream
+        finally:
+            stream.cancel("deadline" if seconds_left(caller_seconds()) == 0 else "cancelled")
 
     async def stop(self, grace_seconds: float | None) -> None:
         """Refuses new requests, lets running ones finish, ends the thread.

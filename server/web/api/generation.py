@@ -53,24 +53,21 @@ class GenerationApi:
                 partial(_request, body, model.model_config, model.tokenizer),
                 len(body.text("prompt").encode()),  # a token is at least one byte of text
             )
-            stream = model.engine.submit(wanted, received_at=received_at)
-            try:
-                pieces = Pieces(model.tokenizer, wanted)
-                unfinished = wanted.num_samples
-                async for event in stream.events(HEARTBEAT_SECONDS):
-                    if event is None:
-                        yield HEARTBEAT
-                    elif isinstance(event, Queued):
-                        yield message({"kind": "queued", "requests_ahead": event.requests_ahead})
-                    elif isinstance(event, Delta):
-                        yield message(pieces.delta(event))
-                    elif isinstance(event, Finished):
-                        unfinished -= 1
-                        yield message(_finished(event, None if unfinished else stream))
-                    elif isinstance(event, Started):
-                        yield message(_started(wanted, model))
-            finally:
-                stream.cancel()
+            stream = stack.enter_context(model.engine.submitted(wanted, received_at))
+            pieces = Pieces(model.tokenizer, wanted)
+            unfinished = wanted.num_samples
+            async for event in stream.events(HEARTBEAT_SECONDS):
+                if event is None:
+                    yield HEARTBEAT
+                elif isinstance(event, Queued):
+                    yield message({"kind": "queued", "requests_ahead": event.requests_ahead})
+                elif isinstance(event, Delta):
+                    yield message(pieces.delta(event))
+                elif isinstance(event, Finished):
+                    unfinished -= 1
+                    yield message(_finished(event, None if unfinished else stream))
+                elif isinstance(event, Started):
+                    yield message(_started(wanted, model))
 
 
 class Pieces:
