@@ -122,27 +122,31 @@ class EventStream(Response):
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
         begun = False
-        async with aclosing(self._events) as events:
-            try:
-                async with deadline(self._max_seconds):
-                    async for text in events:
-                        if not begun:
-                            await _begin(send)
-                            begun = True
-                        await _send_part(send, text)
-            except TimeoutError:
-                return
-            except ServiceError as error:
-                if not begun:
-                    raise
-                await _send_part(send, message({"kind": "error", **to_json(error)}))
-            except Exception:
-                if not begun:
-                    raise
-                bug = unknown(scope["path"])
-                await _send_part(send, message({"kind": "error", **to_json(bug)}))
+        failure: ServiceError | None = None
+        try:
+            async with aclosing(self._events) as events, deadline(self._max_seconds):
+                async for text in events:
+                    if not begun:
+                        await _begin(send)
+                        begun = True
+                    await _send_part(send, text)
+        except TimeoutError:
+            return
+        except ServiceError as error:
+            if not begun:
+                raise
+            failure = error
+        except Exception:
+            if not begun:
+                raise
+            failure = unknown(scope["path"])
         if not begun:
             await _begin(send)
+        if failure is not None:
+            try:
+                await _send_part(send, message({"kind": "error", **to_json(failure)}))
+            except TimeoutError:
+                return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
