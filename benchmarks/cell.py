@@ -43,7 +43,7 @@ class Cell:
     over_grpc: float | None = None
     """The same work, asked of a server over gRPC."""
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Peers that failed or are not there, and why. They are not beaten."""
+    """Peers that failed or are not there, and why; what they did before that counts."""
     bound_applies: bool = True
     """False if the work may beat the bound: what it reads may stay in the processor's caches."""
     notes: tuple[str, ...] = ()

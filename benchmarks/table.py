@@ -75,7 +75,7 @@ def _remarks(results: Sequence[Result]) -> Iterator[str]:
             absent.setdefault(f"{name}: {reason}", []).append(result["cell"])
     if absent:
         yield ""
-        yield "Not measured, or not to the end, and so not beaten:"
+        yield "Not measured, or not to the end (the turns before that count):"
         yield ""
         for reason, cells in absent.items():
             where = f" ({'; '.join(cells) if len(cells) < 3 else f'{len(cells)} cells'})"

@@ -93,6 +93,17 @@ class Run:
         return min(loss for _, _, loss in self.curve)
 
 
+def config_of(recipe: str, values: dict[str, Any], target: float, seed: int) -> dict[str, Any]:
+    """All hyperparameters of a run; `values` are in place of the recipe's."""
+    ends = {"eval_whole_split": True, "target_val_loss": target, "seed": seed}
+    return {**recipe_values(recipe), **values, **ends}
+
+
+def is_of_recipe(run: Run) -> bool:
+    """Whether a run that is kept is one of its recipe as that is now."""
+    return run.config == config_of(run.recipe, {}, run.target, run.seed)
+
+
 def is_kept(run: Run, recipe: str, config: dict[str, Any]) -> bool:
     """Whether this run is of that recipe, with those hyperparameters, on this machine."""
     return (run.recipe, run.config, run.device, run.threads) == (recipe, config, *_machine())
@@ -182,8 +193,8 @@ def main(arguments: Sequence[str]) -> int:
     kept, runs = read_runs(RUNS), []
     for seed in map(int, options.seeds.split(",")):
         for recipe in recipes:  # in turns
-            config = {**recipe_values(recipe), **(values if recipe == recipes[0] else {})}
-            config |= {"eval_whole_split": True, "target_val_loss": options.target, "seed": seed}
+            changed = values if recipe == recipes[0] else {}
+            config = config_of(recipe, changed, options.target, seed)
             run = next((r for r in kept if is_kept(r, recipe, config)), None)
             if run is None:
                 print(f"\n{recipe}, seed {seed}", flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.picture import DOCS, keep_picture
 from benchmarks.results import read_results
-from benchmarks.time_to_quality import RUNS, Run, read_runs
+from benchmarks.time_to_quality import RUNS, Run, is_of_recipe, read_runs
 from benchmarks.training_works import CHARACTERS, ENCODER, GPT2, PLAIN, SMALL, TRANSFORMERS
 from client.picture import Line, Panel, draw
 
@@ -79,8 +79,9 @@ def _loss_at(run: Run, moment: float) -> float:
 
 
 def main() -> int:
+    runs = [run for run in read_runs(RUNS) if is_of_recipe(run)]
     missing = "neither training steps nor times to a loss are measured yet"
-    return keep_picture(picture(read_results(), read_runs(RUNS)), PICTURE, missing)
+    return keep_picture(picture(read_results(), runs), PICTURE, missing)
 
 
 if __name__ == "__main__":
