@@ -7,7 +7,7 @@ bits they are held against such a pass of our own runner, whose arithmetic the p
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ CHECKED_SEQUENCES = 4
 WINDOWS, WINDOWS_AT_A_TIME = 64, 8
 
 Ids = Sequence[Sequence[int]]
+Vector = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 def token_guard(network: Network, prompts: Ids, token_ids: Ids) -> Guard:
@@ -36,18 +37,15 @@ def token_guard(network: Network, prompts: Ids, token_ids: Ids) -> Guard:
 
 
 def num_differing_tokens(folder: Path, prompts: Ids, token_ids: Ids) -> int:
-    """How many tokens are not the likeliest, in the first sequences."""
-    differing = 0
-    for prompt, sampled in list(zip(prompts, token_ids, strict=True))[:CHECKED_SEQUENCES]:
-        first = len(prompt) - 1
-        ids = torch.tensor([[*prompt, *sampled[:-1]]])
+    """How many tokens are not the likeliest of the float32 network, in the first sequences."""
+
+    def likeliest(ids: list[int], count: int) -> Vector:
         model = _uncached(folder)
         with torch.inference_mode():
-            positions = torch.arange(ids.shape[1])[None]
-            hidden = model.hidden(ids, positions)[0, first:]
-            likeliest = model.logits(hidden).argmax(1)
-        differing += int((likeliest != torch.tensor(sampled)).sum())
-    return differing
+            hidden = model.hidden(torch.tensor([ids]), torch.arange(len(ids))[None])[0, -count:]
+            return model.logits(hidden).argmax(1).numpy()
+
+    return _num_differing(prompts, token_ids, likeliest)
 
 
 def decode_guard(
@@ -56,11 +54,24 @@ def decode_guard(
     """How many of our greedy tokens, of the first sequences, were decoded one by one as a single
     pass over all of them would not have them."""
     runner = runner_for(network.folder, precision, num_slots=1, threads=threads)
-    differing = 0
-    for prompt, sampled in list(zip(prompts, token_ids, strict=True))[:CHECKED_SEQUENCES]:
-        whole = ChunkInput(0, 0, [*prompt, *sampled[:-1]], num_logits=len(sampled))
-        differing += int((runner.forward([whole]).argmax(1) != np.array(sampled)).sum())
+
+    def likeliest(ids: list[int], count: int) -> Vector:
+        return runner.forward([ChunkInput(0, 0, ids, num_logits=count)]).argmax(1)
+
+    differing = _num_differing(prompts, token_ids, likeliest)
     return Guard("tokens decoded otherwise than in one pass", differing, 0)
+
+
+def _num_differing(
+    prompts: Ids, token_ids: Ids, likeliest: Callable[[list[int], int], Vector]
+) -> int:
+    """How many tokens are not the likeliest, in the first sequences. `likeliest` tells which those
+    are after each of the last `count` of some ids."""
+    checked = list(zip(prompts, token_ids, strict=True))[:CHECKED_SEQUENCES]
+    return sum(
+        int((likeliest([*prompt, *sampled[:-1]], len(sampled)) != np.array(sampled)).sum())
+        for prompt, sampled in checked
+    )
 
 
 @functools.cache
