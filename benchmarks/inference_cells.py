@@ -165,36 +165,27 @@ def is_memory_short() -> bool:
     return psutil.virtual_memory().available < FREE_BYTES
 
 
-def farthest_behind(entries: Collection[Entry]) -> Entry | None:
-    """The peer that is slowest beside the best one that counts wherever it does; None if all that
-    are left are the best."""
-
-    def best_seconds(entry: Entry) -> float:
-        return min(
-            other.median_seconds
-            for other in entries
-            if other.is_rival and other.precision in at_least(entry.precision)
-        )
-
-    behind = {
-        entry.name: entry.median_seconds / best_seconds(entry)
-        for entry in entries
-        if entry.is_rival and not entry.is_out
-    }
-    last = max(behind, key=lambda name: behind[name], default=None)
-    if last is None or behind[last] <= 1:
-        return None
-    return next(entry for entry in entries if entry.name == last)
+def times_behind(entry: Entry, entries: Collection[Entry]) -> float:
+    """How many times as long a peer takes as the best one that counts wherever it does; 1 is the
+    best."""
+    best = min(
+        other.median_seconds
+        for other in entries
+        if other.is_rival and other.precision in at_least(entry.precision)
+    )
+    return entry.median_seconds / best
 
 
 def is_hopeless(entry: Entry, entries: Collection[Entry]) -> bool:
-    """Whether a peer is much slower than another one that counts wherever it does."""
-    return entry.is_rival and any(
-        other.is_rival
-        and other.precision in at_least(entry.precision)
-        and other.median_seconds * HOPELESS_FACTOR < entry.median_seconds
-        for other in entries
-    )
+    """Whether a peer is so much slower than another one that it cannot be the best."""
+    return entry.is_rival and times_behind(entry, entries) > HOPELESS_FACTOR
+
+
+def farthest_behind(entries: Collection[Entry]) -> Entry | None:
+    """The slowest of the peers that are left; None if all of them are the best."""
+    left = [entry for entry in entries if entry.is_rival and not entry.is_out]
+    last = max(left, key=lambda entry: times_behind(entry, entries), default=None)
+    return None if last is None or times_behind(last, entries) <= 1 else last
 
 
 def cell_of(
