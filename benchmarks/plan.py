@@ -20,14 +20,10 @@ class Plan:
 
     cells: tuple[str, ...]
     measure: Callable[[Collection[str]], Iterable[Cell]]
-    """Measures those of the cells that are wanted. Raises Unmeasurable."""
+    """Measures those of the cells that are wanted."""
 
 
 Suite = Callable[[Options], Iterable[Plan]]
-
-
-class Unmeasurable(Exception):
-    """Cells that this machine cannot measure; the text says why, and the run goes on."""
 
 
 def single(cell: str, measure: Callable[[], Cell]) -> Plan:
