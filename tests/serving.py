@@ -1,6 +1,7 @@
 """What tests of serving share: tiny checkpoints on disk, a model store, a server, conditions."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import pytest
 import torch
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -30,6 +32,7 @@ from server.metrics import Metrics
 from server.models.store import ModelStore
 from server.services.inference import InferenceService
 from server.services.models import ModelService
+from server.serving.engine_thread import EngineThread
 
 TOKENIZER = CharTokenizer("\n abcdefghijklmnopqrstuvwxyz")
 CONFIG = ModelConfig(
@@ -210,6 +213,18 @@ def gauges(metrics: Metrics, model: str) -> tuple[float, float, float]:
 def sample(metrics: Metrics, name: str, **labels: str) -> float:
     """The value of one series, 0 if there is none yet."""
     return metrics.registry.get_sample_value(f"nanogpt_{name}", labels) or 0.0
+
+
+def held_steps(thread: EngineThread, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The engine takes no step until this is set."""
+    step, gate = thread._engine.step, threading.Event()
+
+    def wait_and_step():
+        assert gate.wait(20)
+        return step()
+
+    monkeypatch.setattr(thread._engine, "step", wait_and_step)
+    return gate
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -5,7 +5,6 @@ import functools
 import logging
 import shutil
 import sys
-import threading
 
 import grpc
 import httpx
@@ -29,6 +28,7 @@ from server.app import SERVICES, App, is_loopback
 from server.errors import CannotStart
 from server.jobs.launcher import LocalLauncher
 from server.settings import Settings
+from tests.serving import held_steps
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -170,13 +170,7 @@ async def test_health_flips_and_work_is_refused_while_a_call_is_drained(app, cha
 async def test_playground_and_scores_are_drained_too(app, channel, monkeypatch):
     await generate(channel)  # loads the model
     (loaded,) = app.models.in_memory
-    step, gate = loaded.engine._engine.step, threading.Event()
-
-    def wait_and_step():
-        assert gate.wait(20)
-        return step()
-
-    monkeypatch.setattr(loaded.engine._engine, "step", wait_and_step)
+    gate = held_steps(loaded.engine, monkeypatch)
     stub = inference_pb2_grpc.InferenceServiceStub(channel)
     score = stub.Score(inference_pb2.ScoreRequest(model="tiny", text="AB"))
     body = {"model": "tiny", "prompt": "A", "stopping": {"max_new_tokens": 3}}

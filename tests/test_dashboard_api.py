@@ -6,7 +6,6 @@ import json
 import re
 import sys
 import tarfile
-import threading
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
@@ -19,7 +18,7 @@ from server.app import App
 from server.web.api import datasets, generation
 from server.web.site import create_site
 from tests.fake_trainer import TINY, FakeLauncher, checkpoint, evaluation, record, started, step
-from tests.serving import until, write_checkpoint
+from tests.serving import held_steps, until, write_checkpoint
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 200
 UPLOAD = {"Content-Type": "application/octet-stream", "X-Nanogpt-Upload": "1"}
@@ -374,13 +373,7 @@ async def test_a_generation_that_takes_too_long_ends(settings, monkeypatch, hear
     app = await App.start(settings.model_copy(update={"max_deadline_seconds": 0.3}))
     await app.models.load("tiny")
     (loaded,) = app.models.in_memory
-    step, gate = loaded.engine._engine.step, threading.Event()
-
-    def wait_and_step():
-        assert gate.wait(20)
-        return step()
-
-    monkeypatch.setattr(loaded.engine._engine, "step", wait_and_step)
+    gate = held_steps(loaded.engine, monkeypatch)
     body = {"model": "tiny", "prompt": "A", "stopping": {"max_new_tokens": 3}}
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{app.http_port}") as client:
         response = await client.post("/api/generate", json=body, timeout=20)

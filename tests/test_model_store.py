@@ -486,34 +486,35 @@ def exhausted(monkeypatch):
     return found
 
 
+@pytest.fixture
+async def tight_store(tmp_path, kernels, compiling):
+    """A store that has no room for its model with and without kernels."""
+    write_checkpoint(tmp_path / "models" / "tiny")
+    room = memory_bytes_of(CONFIG, 4, "float32", kernels) + ONE - 1
+    async with model_store(tmp_path, kernels=Kernels(tmp_path), memory_bytes=room) as store:
+        yield store
+
+
 async def test_kernels_take_over_when_a_model_without_room_for_two_is_held_no_more(
-    tmp_path, kernels, compiling, exhausted
+    tight_store, compiling, exhausted
 ):
-    write_checkpoint(tmp_path / "models" / "tiny")
-    room = memory_bytes_of(CONFIG, 4, "float32", kernels) + ONE - 1
-    async with model_store(tmp_path, kernels=Kernels(tmp_path), memory_bytes=room) as store:
-        adopting = asyncio.create_task(store.adopt_kernels())
-        async with store.acquire("tiny"):
-            compiling.set()
-            await until(lambda: bool(exhausted))
-        await adopting
-        assert exhausted == ["tiny"]
-        async with store.acquire("tiny") as model:
-            assert model.is_native
+    adopting = asyncio.create_task(tight_store.adopt_kernels())
+    async with tight_store.acquire("tiny"):
+        compiling.set()
+        await until(lambda: bool(exhausted))
+    await adopting
+    assert exhausted == ["tiny"]
+    async with tight_store.acquire("tiny") as model:
+        assert model.is_native
 
 
-async def test_stopping_does_not_wait_for_kernels_to_take_over(
-    tmp_path, kernels, compiling, exhausted
-):
-    write_checkpoint(tmp_path / "models" / "tiny")
-    room = memory_bytes_of(CONFIG, 4, "float32", kernels) + ONE - 1
-    async with model_store(tmp_path, kernels=Kernels(tmp_path), memory_bytes=room) as store:
-        adopting = asyncio.create_task(store.adopt_kernels())
-        async with store.acquire("tiny"):
-            compiling.set()
-            await until(lambda: bool(exhausted))
-            await store.end_requests()
-        await adopting
+async def test_stopping_does_not_wait_for_kernels_to_take_over(tight_store, compiling, exhausted):
+    adopting = asyncio.create_task(tight_store.adopt_kernels())
+    async with tight_store.acquire("tiny"):
+        compiling.set()
+        await until(lambda: bool(exhausted))
+        await tight_store.end_requests()
+    await adopting
 
 
 async def test_a_model_that_cannot_be_loaded_anew_keeps_no_other_from_kernels(
