@@ -121,7 +121,8 @@ class Settings(BaseSettings):
     model_memory_bytes: int | None = Field(
         default=None,
         ge=1 << 20,
-        description="Bytes that loaded models may take together; unset is half of the machine's.",
+        description="Bytes that loaded models may take together; unset is half of the memory of "
+        "the GPU, else of the machine or the container.",
     )
     num_slots: int = Field(
         default=32, ge=1, le=1024, description="Sequences that a model generates at a time."

@@ -159,6 +159,16 @@ def test_memory_is_that_of_this_process():
     assert device.device_name(CPU)
 
 
+@pytest.mark.parametrize(("limit", "is_smaller"), [("1000000\n", True), ("max\n", False)])
+def test_total_memory_is_that_of_the_container(tmp_path, monkeypatch, limit, is_smaller):
+    monkeypatch.setattr(device, "CONTAINER_LIMIT", tmp_path / "none")
+    machine = device.total_memory_bytes(CPU)
+    monkeypatch.setattr(device, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    device.CONTAINER_LIMIT.write_text(limit)
+    assert machine > 1 << 28
+    assert device.total_memory_bytes(CPU) == (10**6 if is_smaller else machine)
+
+
 def test_running_out_of_memory_is_recognized():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 60, dtype=torch.uint8)

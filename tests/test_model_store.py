@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -228,6 +229,15 @@ async def test_a_model_larger_than_the_budget_frees_nothing(tmp_path):
     async with model_store(tmp_path, memory_bytes=ONE - 1) as store:
         with pytest.raises(ResourceExhausted):
             await store.load("a")
+
+
+async def test_models_take_half_of_the_memory_unless_told_otherwise(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "models" / "a")
+    for total, has_room in ((2 * ONE, True), (2 * ONE - 2, False)):
+        monkeypatch.setattr(module, "total_memory_bytes", lambda device, total=total: total)
+        async with model_store(tmp_path, memory_bytes=None) as store:
+            with nullcontext() if has_room else pytest.raises(ResourceExhausted):
+                await store.load("a")
 
 
 async def test_two_loads_do_not_count_on_the_same_room(tmp_path, builds):

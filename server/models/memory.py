@@ -11,7 +11,6 @@ native kernels were being compiled.
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -20,6 +19,7 @@ from enum import StrEnum
 
 import torch
 
+from nanogpt.device import total_memory_bytes
 from server.errors import DataLoss, NotFound, ResourceExhausted, ServiceError, Unavailable
 from server.metrics import Metrics
 from server.models.catalog import ModelCatalog, ModelRef
@@ -112,11 +112,11 @@ class ModelMemory:
         kernels: Kernels,
         batch_invariant: bool,
     ) -> None:
-        """Models take at most `memory_bytes` together; None is half of the machine's. They are
-        held in `precision` unless `pin` says otherwise."""
+        """Models take at most `memory_bytes` together; None is half of what the device has.
+        They are held in `precision` unless `pin` says otherwise."""
         self._catalog = catalog
         self._metrics = metrics
-        self._memory_bytes = _half_of_memory() if memory_bytes is None else memory_bytes
+        self._memory_bytes = _half_of_memory(device) if memory_bytes is None else memory_bytes
         self._num_slots = num_slots
         self._max_waiting = max_waiting
         self._max_waiting_tokens = max_waiting_tokens
@@ -456,9 +456,11 @@ class ModelMemory:
             del self._slots[slot.reference]
 
 
-def _half_of_memory() -> int:
-    """Half of this machine's memory, in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+def _half_of_memory(device: torch.device) -> int:
+    """Half of the device's memory, in bytes; of the machine's if that is unknown: MPS shares it."""
+    total = total_memory_bytes(device) or total_memory_bytes(torch.device("cpu"))
+    assert total is not None  # of a processor it is known
+    return total // 2
 
 
 def _megabytes(num_bytes: int) -> str:

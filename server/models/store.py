@@ -4,7 +4,8 @@ Brings together what is on disk (ModelCatalog, off the event loop) and what is i
 (ModelMemory). Knows nothing about protobuf.
 
     async with models.acquire("job:0123") as model:
-        stream = model.engine.submit(request)
+        with model.engine.submitted(request, received_at) as stream:
+            ...
 """
 
 import asyncio
@@ -69,7 +70,7 @@ class ModelStore:
         kernels: Kernels | None = None,
         batch_invariant: bool = False,
     ) -> None:
-        """Loaded models take at most `memory_bytes` together; None is half of the machine's.
+        """Loaded models take at most `memory_bytes` together; None is half of what the device has.
 
         Each generates `num_slots` sequences at a time and lets `max_waiting` more requests wait,
         whose prompts have about `max_waiting_tokens` tokens at most. `models_in_training` tells the
