@@ -88,7 +88,7 @@ def obey_leader(stop: threading.Event) -> None:
 def _environment(processes: int) -> dict[str, str]:
     """What torchrun and the processes need to know."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(given) if given.isdecimal() else len(os.sched_getaffinity(0))
+    threads = int(given) if given.isdecimal() else _usable_processors()
     found = {
         "OMP_NUM_THREADS": str(max(1, threads // processes)),
         # Without it processes that are started again meet the addresses of the dead, and hang:
@@ -98,6 +98,12 @@ def _environment(processes: int) -> dict[str, str]:
     if "GLOO_SOCKET_IFNAME" not in os.environ and Path("/sys/class/net/lo").exists():
         found["GLOO_SOCKET_IFNAME"] = "lo"  # a host's name need not lead to the host
     return found
+
+
+def _usable_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _become_source_of_stdin(stop: threading.Event) -> None:
