@@ -116,7 +116,7 @@ def _upload(options: Options, what: str, source: Source, path: Path) -> Dataset:
 def _make_shipped(options: Options, name: str) -> Dataset:
     for key in FIXED_BY_SHIPPED:
         if key in options.explicit:
-            raise UsageError(f"{key} of {name} is fixed; it is for textfile")
+            raise UsageError(f"{key} of {name} is fixed; leave --{key} out")
     output = options.text("output")
     path = Path(options.text("file")) if "file" in options.given else None
     size_bytes, pieces = (0, iter(())) if path is None else _file(path)
