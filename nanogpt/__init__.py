@@ -1,0 +1,1 @@
+"""The library: GPT models, their training and their inference. It knows nothing of servers."""

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def test_the_map_names_every_file_of_code(top: str) -> None:
     assert files
     missing = [p for p in files if p.stem not in words and p.parent.name not in alike]
     assert missing == []
+
+
+@pytest.mark.parametrize("package", ["nanogpt.inference", "nanogpt.interop", "server.jobs"])
+def test_a_package_that_lists_its_files_lists_all(package: str) -> None:
+    listed = re.findall(r"^(\w+)  *", import_module(package).__doc__ or "", re.MULTILINE)
+    folder = ROOT / package.replace(".", "/")
+    parts = {path.stem for path in folder.iterdir() if not path.name.startswith("__")}
+    assert parts <= set(listed)
 
 
 def test_the_map_shows_what_is_there() -> None:

@@ -297,10 +297,9 @@ class InferenceBenchmark:
             stopping,
             use_prefix_cache=False,  # or a load that was sent before would cost less
         )
-        stream = self._model.engine.submit(request)
         gaps = array("d")
         previous: float | None = None
-        try:
+        with self._model.engine.submitted(request, time.monotonic()) as stream:
             while events := await stream.next():
                 num_tokens = sum(len(e.token_ids) for e in events if isinstance(e, Delta))
                 if num_tokens:
@@ -310,8 +309,6 @@ class InferenceBenchmark:
                         num_tokens -= 1
                     gaps.extend([(now - previous) / num_tokens for _ in range(num_tokens)])
                     previous = now
-        finally:
-            stream.cancel()
         return _Lap(stream.timings.time_to_first_token_seconds, gaps)
 
     def _bytes_per_token(self, concurrency: int) -> float:

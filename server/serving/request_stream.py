@@ -105,12 +105,9 @@ class _Unread:
 class RequestStream:
     """The events of one request, in order, for one reader.
 
-    stream = engine_thread.submit(request)
-    try:
+    with engine_thread.submitted(request, received_at) as stream:
         while events := await stream.next():
             ...
-    finally:
-        stream.cancel()
     """
 
     def __init__(
