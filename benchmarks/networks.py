@@ -108,11 +108,7 @@ GUARD_TRAINING: dict[str, dict[str, Any]] = {
     "gpt2": {"batch_size": 8, "max_iters": 250},  # its output layer is 400 times as wide
 }
 GUARD_SHAPE: dict[str, Any] = {
-    "n_layer": 4,
-    "n_head": 4,
-    "n_embd": 128,
-    "block_size": 64,
-    "dropout": 0.0,
+    **CPU_SHAPE,
     "learning_rate": 2e-3,
     "warmup_iters": 50,
     "eval_iters": 20,

@@ -17,6 +17,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from nanogpt.inference.precision import Precision
+
 PREFIX = "NANOGPT_"
 
 
@@ -100,9 +102,7 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads of models; unset is torch's choice."
     )
-    precision: Literal["float32", "bfloat16", "int8", "int4"] = Field(
-        default="float32", description="How weights are held in memory."
-    )
+    precision: Precision = Field(default="float32", description="How weights are held in memory.")
     batch_invariant: Literal["auto", "on"] = Field(
         default="auto",
         description="Whether logits are the same whatever else is in the batch: auto is with "

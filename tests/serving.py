@@ -16,9 +16,10 @@ from grpc_status import rpc_status
 
 from nanogpt.checkpoint import CheckpointMeta, read_meta, save_checkpoint, write_meta
 from nanogpt.checkpoint_folder import drop_newer, step_folder
-from nanogpt.config import ModelConfig, SamplingParams, StoppingParams, TrainConfig
+from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.ensemble import make_network
 from nanogpt.inference.request import Request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer

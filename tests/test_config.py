@@ -7,7 +7,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt.config import ModelConfig, SamplingParams, StoppingParams, TrainConfig
+from nanogpt.config import ModelConfig, TrainConfig
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.option import InvalidConfig
 from nanogpt.preset import load_preset, preset_names
 from protos.nanogpt.v1 import training_pb2 as pb

@@ -12,19 +12,12 @@ import torch
 from fake_runner import FakeRunner
 from torch import Tensor
 
-from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
-from nanogpt.inference.engine import (
-    Delta,
-    Engine,
-    Event,
-    Failed,
-    Finished,
-    NonFiniteLogits,
-    Prefilled,
-    Started,
-    TokenLogprob,
-)
+from nanogpt.config import ModelConfig
+from nanogpt.inference.engine import Engine, NonFiniteLogits
+from nanogpt.inference.events import Delta, Event, Failed, Finished, Prefilled, Started
+from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer

@@ -14,12 +14,13 @@ from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.ensemble import Ensemble, make_network
 from nanogpt.inference.ensemble_runner import EnsembleRunner
 from nanogpt.inference.native.library import Library
+from nanogpt.inference.precision import PRECISIONS, Precision
 from nanogpt.inference.runner import ChunkInput
 from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.model import crop_block_size
 from nanogpt.tokenizer import CharTokenizer
 from nanogpt.training.memory import estimate_memory
-from server.models.runners import PRECISIONS, Precision, build_runner, memory_bytes_of
+from server.models.runners import build_runner, memory_bytes_of
 
 SHAPE = ModelConfig(16, 24, n_layer=2, n_head=2, n_embd=32, bias=False, n_member=3)
 SHAPES = [SHAPE, replace(SHAPE, arch="modern")]

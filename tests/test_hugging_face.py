@@ -22,11 +22,12 @@ from transformers import (
 )
 
 from nanogpt.checkpoint import CheckpointMeta
-from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
+from nanogpt.config import ModelConfig
 from nanogpt.flops import parameter_count
 from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.inference.torch_runner import TorchRunner
 from nanogpt.interop import gpt2_layout
 from nanogpt.interop.hugging_face import (

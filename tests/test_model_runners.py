@@ -8,8 +8,9 @@ import torch
 from nanogpt.config import ModelConfig
 from nanogpt.flops import multiplied_weights
 from nanogpt.inference.native.runner import NativeRunner
+from nanogpt.inference.precision import PRECISIONS
 from nanogpt.model import GPT
-from server.models.runners import PRECISIONS, arithmetic_of, bytes_per_weight, memory_bytes_of
+from server.models.runners import arithmetic_of, bytes_per_weight, memory_bytes_of
 
 # as many rows and columns as kernels pack together; a head as large as the blocks
 SHAPE = ModelConfig(8, 768, 1, 2, 64, bias=False, arch="modern")

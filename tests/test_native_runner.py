@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
-from nanogpt.inference.engine import Delta, Engine
+from nanogpt.config import ModelConfig
+from nanogpt.inference.engine import Engine
+from nanogpt.inference.events import Delta
 from nanogpt.inference.native.library import Library
-from nanogpt.inference.native.runner import PRECISIONS, NativeRunner, Precision
+from nanogpt.inference.native.runner import NativeRunner
+from nanogpt.inference.precision import PRECISIONS, Precision
 from nanogpt.inference.request import Request
 from nanogpt.inference.runner import ChunkInput
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.model import GPT
 from nanogpt.tokenizer import CharTokenizer
 

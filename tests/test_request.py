@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
+from nanogpt.config import ModelConfig
 from nanogpt.inference.request import Request, validate_request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.option import InvalidConfig
 from nanogpt.tokenizer import CharTokenizer, GPT2Tokenizer
 

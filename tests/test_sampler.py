@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt.config import SamplingParams
 from nanogpt.inference.sampler import Floats, Row, sample, top_k, uniform
+from nanogpt.inference.sampling_params import SamplingParams
 
 many_examples = settings(max_examples=300)
 

@@ -3,8 +3,8 @@
 import random
 from dataclasses import replace
 
-from nanogpt.config import SamplingParams, StoppingParams
 from nanogpt.inference.request import Request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.inference.scheduler import Batch, Chunk, Scheduler
 from nanogpt.inference.sequence import Sequence
 from nanogpt.inference.waiting_queue import AGEING_STEPS

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from nanogpt.config import SamplingParams, StoppingParams
 from nanogpt.inference.events import Finished
 from nanogpt.inference.request import Request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.inference.sequence import Sequence
 from nanogpt.tokenizer import CharTokenizer
 

@@ -2,8 +2,8 @@
 
 import random
 
-from nanogpt.config import SamplingParams, StoppingParams
 from nanogpt.inference.request import Request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.inference.sequence import Sequence
 from nanogpt.inference.waiting_queue import AGEING_STEPS, WaitingQueue
 from nanogpt.tokenizer import CharTokenizer

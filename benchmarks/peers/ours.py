@@ -7,10 +7,10 @@ import torch
 from benchmarks.runners import runner_for
 from benchmarks.worker import serve
 from nanogpt.checkpoint import read_meta
-from nanogpt.config import SamplingParams, StoppingParams
 from nanogpt.inference.engine import Engine
 from nanogpt.inference.events import Delta, Failed
 from nanogpt.inference.request import Request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.tokenizer import tokenizer_from_json
 
 

@@ -1,5 +1,7 @@
 """Continuous batching: many generations share one model, one step at a time.
 
+sampling_params  how a text is sampled, and when it ends (no torch)
+precision        how weights are held (no torch)
 request          what a caller asks for, and whether it can be had
 sequence         one sample of a request: tokens, window, when it ends
 scheduler        who computes what in the next step (no torch)

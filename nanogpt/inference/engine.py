@@ -24,28 +24,13 @@ from nanogpt.inference.events import (
     Started,
     StepResult,
 )
-from nanogpt.inference.logprobs import Alternative, TokenLogprob, token_logprob
+from nanogpt.inference.logprobs import TokenLogprob, token_logprob
 from nanogpt.inference.request import Request
 from nanogpt.inference.runner import ChunkInput, Runner
 from nanogpt.inference.sampler import Floats, sample
 from nanogpt.inference.scheduler import Batch, Chunk, Scheduler
 from nanogpt.inference.sequence import Sequence
 from nanogpt.tokenizer import Tokenizer
-
-__all__ = [
-    "Alternative",
-    "Delta",
-    "Engine",
-    "Event",
-    "Failed",
-    "Finished",
-    "NonFiniteLogits",
-    "Prefilled",
-    "Queued",
-    "Started",
-    "StepResult",
-    "TokenLogprob",
-]
 
 
 class NonFiniteLogits(ArithmeticError):

@@ -9,8 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
+from nanogpt.config import ModelConfig
 from nanogpt.inference.sampler import Ids
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.option import InvalidConfig, Violation
 from nanogpt.tokenizer import Tokenizer
 

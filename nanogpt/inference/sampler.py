@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nanogpt.config import SamplingParams
+from nanogpt.inference.sampling_params import SamplingParams
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]

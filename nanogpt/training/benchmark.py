@@ -33,7 +33,7 @@ from nanogpt.training.batches import Batches, Prefetcher, Stream
 from nanogpt.training.execution import choose_execution
 from nanogpt.training.forward import make_forward
 from nanogpt.training.optimizer import make_optimizer
-from nanogpt.training.run_directory import ExitCode
+from nanogpt.training.run_directory import ERROR_PREFIX, ExitCode
 from nanogpt.training.starting_point import PADDED_GPT2_VOCAB_SIZE, num_vocab_rows
 from nanogpt.training.step import Diverged, TrainingStep
 
@@ -202,7 +202,7 @@ def _complain(line: str) -> None:
 
 
 def _fail(code: int, sentence: str) -> int:
-    _complain("error: " + " ".join(sentence.split()))
+    _complain(ERROR_PREFIX + " ".join(sentence.split()))
     return code
 
 

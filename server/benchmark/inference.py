@@ -19,14 +19,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from nanogpt.config import SamplingParams, StoppingParams
 from nanogpt.device import DTYPES, Peak, device_name, measure_peak
 from nanogpt.flops import decode_bytes_per_step, mfu, request_flops
 from nanogpt.inference.events import Delta
 from nanogpt.inference.request import Request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.option import InvalidConfig, Violation, option, range_violations
 from server.models.loaded import LoadedModel
 from server.models.runners import Arithmetic, bytes_per_kv_value, bytes_per_weight
+from server.serving.figures import Percentiles
 
 WARM_UP_TOKENS = 8
 MAX_LEVELS, MAX_CONCURRENCY = 16, 256
@@ -84,15 +85,6 @@ class InferenceLoad:
             found.append(Violation("prompt_tokens", problem))
         if found:
             raise InvalidConfig(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Percentiles:
-    """Summary of a distribution."""
-
-    p50: float
-    p95: float
-    p99: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from typing import Any
 
 from nanogpt.option import Violation
 from nanogpt.training.benchmark import BenchmarkOptions
-from nanogpt.training.run_directory import ExitCode
-from server.benchmark.inference import DeviceInfo, Percentiles
+from nanogpt.training.run_directory import ERROR_PREFIX, ExitCode
+from server.benchmark.inference import DeviceInfo
 from server.dataset_store import DatasetStore
 from server.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from server.serving.figures import Percentiles
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def _parse(output: str) -> tuple[TrainingResult, DeviceInfo]:
 
 def _explain(exit_code: int, errors: str) -> Exception:
     """The error of a process that gave no result. Its last line is written for the caller."""
-    sentence = errors.strip().rpartition("\n")[2].removeprefix("error: ")
+    sentence = errors.strip().rpartition("\n")[2].removeprefix(ERROR_PREFIX)
     match exit_code:
         case ExitCode.BAD_CONFIG | ExitCode.DIVERGED:
             return InvalidArgument([Violation("training", sentence)])

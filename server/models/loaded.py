@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 import torch
 
 from nanogpt.checkpoint import CheckpointDamaged, CheckpointMeta
-from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
+from nanogpt.config import ModelConfig
 from nanogpt.device import is_out_of_memory
 from nanogpt.inference.engine import Engine, NonFiniteLogits
 from nanogpt.inference.events import Failed
 from nanogpt.inference.native.library import Library
+from nanogpt.inference.precision import Precision
 from nanogpt.inference.request import Request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.tokenizer import Tokenizer
 from server.errors import NotFound, ResourceExhausted
 from server.models.catalog import ModelRef, damaged, tokenizer_of
-from server.models.runners import Arithmetic, Precision, build_runner
+from server.models.runners import Arithmetic, build_runner
 from server.serving.engine_thread import EngineThread
 
 

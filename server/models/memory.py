@@ -20,13 +20,13 @@ from enum import StrEnum
 import torch
 
 from nanogpt.device import total_memory_bytes
+from nanogpt.inference.precision import Precision
 from server.errors import DataLoss, NotFound, ResourceExhausted, ServiceError, Unavailable
 from server.metrics import Metrics
 from server.models.catalog import ModelCatalog, ModelRef
 from server.models.kernels import Kernels
 from server.models.loaded import LoadedModel, build_engine
 from server.models.runners import (
-    Precision,
     arithmetic_of,
     check_precision,
     kernels_for,

@@ -4,7 +4,7 @@ It knows neither engines nor requests.
 """
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
@@ -14,15 +14,12 @@ from nanogpt.flops import multiplied_weights, parameter_count
 from nanogpt.inference.ensemble_runner import EnsembleRunner
 from nanogpt.inference.native.library import Library
 from nanogpt.inference.native.runner import NativeRunner
+from nanogpt.inference.precision import PRECISIONS, Precision
 from nanogpt.inference.runner import Runner
 from nanogpt.inference.torch_runner import TorchRunner, is_batch_invariant
-from server.errors import FailedPrecondition
+from nanogpt.option import Violation
+from server.errors import FailedPrecondition, InvalidArgument
 from server.models.kernels import Kernels
-
-Precision = Literal["float32", "bfloat16", "int8", "int4"]
-"""How weights are held in memory."""
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 Arithmetic = Literal["float32", "bfloat16", "integer"]
 """The type of numbers that are multiplied."""
@@ -31,6 +28,14 @@ TORCH_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5625}
 """int4 has a scale of 16 bits for each 32 weights."""
+
+
+def precision_of(name: str) -> Precision | None:
+    """The precision that a caller named, None for an empty name. Raises InvalidArgument."""
+    if name and name not in PRECISIONS:
+        allowed = f"must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+        raise InvalidArgument([Violation("precision", f"{allowed}, got {name!r}")])
+    return next((precision for precision in PRECISIONS if precision == name), None)
 
 
 def check_precision(precision: Precision, device: torch.device, kernels: Kernels) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from nanogpt.checkpoint import CheckpointMeta
 from nanogpt.device import pick_device
 from nanogpt.flops import parameter_count
+from nanogpt.inference.precision import Precision
 from nanogpt.tokenizer import GPT2Tokenizer, Tokenizer, tokenizer_from_json
 from server.dataset_store import DatasetStore
 from server.errors import AlreadyExists, FailedPrecondition
@@ -28,7 +29,7 @@ from server.models.exports import ModelExports
 from server.models.kernels import Kernels
 from server.models.loaded import LoadedModel
 from server.models.memory import ModelMemory, ModelState
-from server.models.runners import Precision, check_precision
+from server.models.runners import check_precision
 
 MAX_IMPORTS = 2
 """Models imported at a time: each takes a thread, and its weights' memory, for seconds or more."""

@@ -5,10 +5,11 @@ What they ask for is completed and checked in generation_request.py.
 
 from typing import Any
 
-from nanogpt.config import MAX_LOGIT_BIASES, ModelConfig, SamplingParams, StoppingParams
+from nanogpt.config import ModelConfig
 from nanogpt.inference.events import Delta, Finished, FinishReason, Queued
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request, number_violations
+from nanogpt.inference.sampling_params import MAX_LOGIT_BIASES, SamplingParams, StoppingParams
 from nanogpt.option import Violation
 from nanogpt.tokenizer import Tokenizer
 from protos.nanogpt.v1 import inference_pb2 as pb

@@ -17,7 +17,7 @@ from protos.nanogpt.v1 import models_pb2_grpc as pb_grpc
 from server.errors import InvalidArgument
 from server.models.memory import ModelState
 from server.models.reference import FORMS
-from server.models.runners import PRECISIONS, Precision
+from server.models.runners import precision_of
 from server.models.store import ModelInfo, ModelStore
 from server.names import name_violations
 
@@ -59,7 +59,7 @@ class ModelService(pb_grpc.ModelServiceServicer):
     ) -> pb.LoadModelResponse:
         _require_name(request.name)
         info = await self._models.load(
-            request.name, field="name", precision=_precision_from_pb(request.precision)
+            request.name, field="name", precision=precision_of(request.precision)
         )
         return pb.LoadModelResponse(model=model_to_pb(info))
 
@@ -144,13 +144,6 @@ def _format_violations(format: int, known: dict[pb.ModelFormat, str]) -> list[Vi
         return []
     allowed = " or ".join(map(pb.ModelFormat.Name, known))
     return [Violation("format", f"must be {allowed}, got {format}")]
-
-
-def _precision_from_pb(name: str) -> Precision | None:
-    if name and name not in PRECISIONS:
-        allowed = f"must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
-        raise InvalidArgument([Violation("precision", f"{allowed}, got {name!r}")])
-    return next((precision for precision in PRECISIONS if precision == name), None)
 
 
 def _require_name(name: str) -> None:

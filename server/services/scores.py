@@ -3,9 +3,9 @@
 import math
 import secrets
 
-from nanogpt.config import SamplingParams, StoppingParams
 from nanogpt.inference.logprobs import TokenLogprob
 from nanogpt.inference.request import Request, number_violations
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.option import Violation
 from nanogpt.tokenizer import Tokenizer, UnknownCharacters
 from protos.nanogpt.v1 import inference_pb2 as pb

@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from nanogpt.config import ModelConfig, SamplingParams, StoppingParams
+from nanogpt.config import ModelConfig
 from nanogpt.inference.request import Request, validate_request
+from nanogpt.inference.sampling_params import SamplingParams, StoppingParams
 from nanogpt.option import InvalidConfig, Violation, unknown_key
 from nanogpt.tokenizer import Tokenizer, UnknownCharacters
 from server.errors import InvalidArgument

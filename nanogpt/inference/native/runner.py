@@ -7,7 +7,6 @@ chunks, and however many threads compute. It knows nothing of requests, see ../r
 import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,21 +20,18 @@ from nanogpt.inference.native.library import (
     Shape,
     Status,
 )
+from nanogpt.inference.precision import PRECISIONS, Precision
 from nanogpt.inference.runner import ChunkInput
 from nanogpt.inference.sampler import Floats
-
-Precision = Literal["float32", "bfloat16", "int8", "int4"]
-"""How matrices are held. Keys and values are float32 with float32, else bfloat16."""
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class NativeRunner:
     """A Runner over weights by name, each a float32 array as in `GPT.state_dict()`.
 
-    `vocab_size` is the tokenizer's; `num_threads` includes the one that calls. Matrices are copied;
-    embeddings are used where they are, and kept alive. Raises ValueError if the model has fewer
-    tokens than the tokenizer, MemoryError.
+    `vocab_size` is the tokenizer's; `num_threads` includes the one that calls. Matrices are held in
+    `precision`, keys and values in float32 if that is float32, else in bfloat16. They are
+    copied; embeddings are used where they are, and kept alive. Raises ValueError if the model has
+    fewer tokens than the tokenizer, MemoryError.
     """
 
     def __init__(

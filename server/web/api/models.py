@@ -24,7 +24,7 @@ from nanogpt.option import Violation
 from server.errors import InvalidArgument
 from server.gate import Gate
 from server.models.exports import EXPORTERS
-from server.models.runners import PRECISIONS
+from server.models.runners import precision_of
 from server.models.store import ModelInfo, ModelStore
 from server.names import name_violations
 from server.web.body import Body
@@ -57,12 +57,8 @@ class ModelsApi:
     async def load(self, request: Request) -> Response:
         body = await Body.read(request)
         wanted = body.text("precision")
-        if wanted and wanted not in PRECISIONS:
-            problem = f"must be one of {', '.join(PRECISIONS)}, got {wanted!r}"
-            body.violations.append(Violation("precision", problem))
         body.check()
-        precision = next((name for name in PRECISIONS if name == wanted), None)
-        info = await self._models.load(_reference(request), precision=precision)
+        info = await self._models.load(_reference(request), precision=precision_of(wanted))
         return JSONResponse(model_json(info))
 
     async def unload(self, request: Request) -> Response:
