@@ -88,6 +88,17 @@ async def test_a_trainer_yields_to_the_server(run: RunDirectory) -> None:
     await trainer.wait()
 
 
+async def test_a_trainer_ends_before_the_server_if_memory_runs_out(run: RunDirectory) -> None:
+    own = Path("/proc/self/oom_score_adj")
+    if not own.exists():
+        pytest.skip("this system does not rank processes")
+    trainer = await start(run, WAITS_FOR_END_OF_FILE)
+    score = int(Path(f"/proc/{trainer.pid}/oom_score_adj").read_text())
+    assert score == min(int(own.read_text()) + 500, 1000)
+    trainer.kill()
+    await trainer.wait()
+
+
 async def test_the_log_goes_on_after_a_restart(run: RunDirectory) -> None:
     for _ in range(2):
         assert await (await start(run, "print('hello')")).wait() == 0

@@ -20,6 +20,7 @@ from nanogpt.training.run_directory import ERROR_PREFIX, ExitCode
 from server.benchmark.inference import DeviceInfo
 from server.dataset_store import DatasetStore
 from server.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from server.jobs.launcher import end_first_without_memory
 from server.serving.figures import Percentiles
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class TrainingBenchmark:
             env=self._environment,
             start_new_session=True,  # Ctrl-C in the server's terminal is not for it
         )
+        end_first_without_memory(process.pid)
         try:
             output, errors = await process.communicate(options.encode())
         finally:

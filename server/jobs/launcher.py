@@ -12,12 +12,20 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 from nanogpt.config import TrainConfig
 from nanogpt.option import InvalidConfig
 from nanogpt.training.run_directory import RunDirectory
 from server.errors import FailedPrecondition
+
+
+def end_first_without_memory(pid: int) -> None:
+    """If memory runs out, lets Linux end that process, and those it starts, before this one."""
+    with suppress(OSError):  # the process has ended, or this is another system
+        own = int(Path("/proc/self/oom_score_adj").read_text())
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(min(own + 500, 1000)))
 
 
 class Trainer(Protocol):
@@ -133,6 +141,7 @@ class LocalLauncher:
         with contextlib.suppress(ProcessLookupError):
             own = os.getpriority(os.PRIO_PROCESS, 0)
             os.setpriority(os.PRIO_PROCESS, process.pid, own + self._nice)
+        end_first_without_memory(process.pid)
         return LocalTrainer(process, pipe_write)
 
     async def end_abandoned(self, run: RunDirectory) -> None:
