@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -291,8 +292,10 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(plain, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # which hides what the disk said, such as that it is full
-        raise OSError(errno.EIO, f"{path.name} cannot be written: {error}") from error
+    except SafetensorError as error:  # whose text only has what the disk said, as that it is full
+        said = re.search(r"os error (\d+)", str(error))
+        number = int(said[1]) if said else errno.EIO
+        raise OSError(number, f"{path.name} cannot be written: {error}") from error
     return _record(path)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, or are refused by name; a crash leaves the others whole."""
 
+import errno
 import json
 import os
 import resource
@@ -287,8 +288,9 @@ def test_a_full_disk_is_an_os_error_and_leaves_no_trace(tmp_path, model):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"model\.safetensors"):
+        with pytest.raises(OSError, match=r"model\.safetensors") as caught:
             save_checkpoint(step_folder(tmp_path, 1), meta_of(1), model.state_dict(), None)
+        assert caught.value.errno == errno.EFBIG, "what the system said"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
