@@ -159,6 +159,25 @@ async def test_a_full_database_leaves_nothing_of_a_submission(tmp_path: Path) ->
     await jobs.close()
 
 
+async def test_a_full_disk_is_said_to_whoever_changes_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = await opened(tmp_path)
+    job_id = (await jobs.submit(SUBMISSION)).job.id
+
+    async def full(*arguments: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for changes in ((jobs.cancel, jobs.pause), (jobs.resume,)):
+        with monkeypatch.context() as patched:
+            patched.setattr(jobs._store, "move", full)
+            for change in changes:
+                with pytest.raises(ResourceExhausted, match="disk is full"):
+                    await change(job_id)
+        await jobs.pause(job_id)
+    await jobs.close()
+
+
 async def test_a_job_whose_row_is_there_keeps_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,6 @@ from nanogpt.checkpoint import CheckpointDamaged, publish_model
 from nanogpt.training.run_directory import RunDirectory, RunSpec
 from server.dataset_store import DatasetStore
 from server.errors import AlreadyExists, DataLoss, NotFound, ResourceExhausted
-from server.full_disk import full_disk_is_exhausted
 from server.jobs.job import Job, JobState, Standing, is_job_id, new_job_id
 from server.jobs.launcher import Launcher
 from server.jobs.ledger import Ledger
@@ -74,8 +73,7 @@ class Admission:
             self.dataset_in_use = planned.dataset
             try:
                 self._datasets.get(planned.dataset)  # may have gone since it was looked at
-                with full_disk_is_exhausted():
-                    return await self._accept(submission, planned, canonical)
+                return await self._accept(submission, planned, canonical)
             finally:
                 self.dataset_in_use = None
 

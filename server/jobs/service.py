@@ -161,15 +161,21 @@ class JobService:
         return await self._admission.check(submission)
 
     async def cancel(self, job_id: str) -> Report:
-        """The job, about to end or ended. Raises NotFound."""
+        """The job, about to end or ended. Raises NotFound, ResourceExhausted."""
         return await self._report(await self._to_the_end(self._supervisor.cancel(job_id)))
 
     async def pause(self, job_id: str) -> Report:
-        """The job, about to pause or paused. Raises NotFound, FailedPrecondition."""
+        """The job, about to pause or paused.
+
+        Raises NotFound, FailedPrecondition, ResourceExhausted.
+        """
         return await self._report(await self._to_the_end(self._supervisor.pause(job_id)))
 
     async def resume(self, job_id: str) -> Report:
-        """The job, back at its place in the queue. Raises NotFound, FailedPrecondition."""
+        """The job, back at its place in the queue.
+
+        Raises NotFound, FailedPrecondition, ResourceExhausted.
+        """
         return await self._report(await self._to_the_end(self._supervisor.resume(job_id)))
 
     async def report(self, job_id: str) -> Report:
@@ -277,11 +283,15 @@ class JobService:
         return Report(job, await self._ledger.progress(job), place)
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """Does `work` as a whole, even if the caller goes away in the middle of it."""
+        """Does `work` as a whole, even if the caller goes away in the middle of it.
+
+        Raises ResourceExhausted if the disk is full.
+        """
         task = asyncio.ensure_future(work)
         self._changing.add(task)
         task.add_done_callback(self._changed)
-        return await asyncio.shield(task)
+        with full_disk_is_exhausted():
+            return await asyncio.shield(task)
 
     def _changed(self, task: asyncio.Task[Any]) -> None:
         self._changing.discard(task)

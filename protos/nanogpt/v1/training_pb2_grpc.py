@@ -116,8 +116,8 @@ class TrainingServiceServicer:
         `block_size`; `FAILED_PRECONDITION` if the server does not have the launcher
         that is asked for; `ALREADY_EXISTS` if the model's name is taken, or if
         `request_id` was used with another body; `RESOURCE_EXHAUSTED` if the queue
-        is full, where paused jobs keep their places; `UNAVAILABLE` while the server
-        drains.
+        is full, where paused jobs keep their places, or the server's disk;
+        `UNAVAILABLE` while the server drains.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,9 +127,9 @@ class TrainingServiceServicer:
         """Streams a job's events: first those already recorded from `start_sequence`
         on, then new ones as they happen. The stream ends after the state change
         that ends the job. With the server as its source it streams serving figures,
-        once a second and without end. A client that lost its connection asks for the last
-        sequence number it saw plus 1, and misses and repeats nothing, also when
-        the trainer or the server was restarted in between.
+        once a second and without end. A client that lost its connection asks for
+        the last sequence number it saw plus 1, and misses and repeats nothing, also
+        when the trainer or the server was restarted in between.
 
         Errors: `NOT_FOUND` if the job does not exist; `UNAVAILABLE` while the
         server drains; `DATA_LOSS` if the record is damaged.
@@ -156,7 +156,8 @@ class TrainingServiceServicer:
     def CancelJob(self, request, context):
         """Stops a job after its current step, keeping a checkpoint. Returns at once,
         in `STATE_CANCELLING`; a queued job is cancelled at once. Cancelling a job
-        that has ended does nothing. Errors: `NOT_FOUND`.
+        that has ended does nothing. Errors: `NOT_FOUND`; `RESOURCE_EXHAUSTED` if the
+        server's disk is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,7 +167,8 @@ class TrainingServiceServicer:
         """Writes a checkpoint, frees the device and keeps the job's place. Returns at
         once, in `STATE_PAUSING`; a job that waits is paused at once. Pausing a
         paused job does nothing. Errors: `NOT_FOUND`; `FAILED_PRECONDITION` if the
-        job has ended or is being cancelled.
+        job has ended or is being cancelled; `RESOURCE_EXHAUSTED` if the server's
+        disk is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,7 +177,9 @@ class TrainingServiceServicer:
     def ResumeJob(self, request, context):
         """Puts a paused job back into the queue, at the place it had. Resuming a job
         that waits or runs does nothing. Errors: `NOT_FOUND`; `FAILED_PRECONDITION`
-        if the job is still pausing, is being cancelled or has ended.
+        if the job is still pausing, is being cancelled or has ended;
+        `RESOURCE_EXHAUSTED` if the server's disk is full; `UNAVAILABLE` while the
+        server drains.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,7 +194,8 @@ class TrainingServiceServicer:
 
     def PinCheckpoint(self, request, context):
         """Keeps a checkpoint until it is unpinned, whatever `keep_checkpoints` says.
-        Pinning twice is pinning once. Errors: `NOT_FOUND`.
+        Pinning twice is pinning once. Errors: `NOT_FOUND`; `RESOURCE_EXHAUSTED` if
+        the server's disk is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
