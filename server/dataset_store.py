@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
+from uuid import uuid4
 
 from nanogpt.datasets.dataset import (
     BadDataset,
@@ -182,11 +183,13 @@ class DatasetStore:
                 name,
                 f"dataset {name!r} is used by an unfinished job; wait for it or cancel it",
             )
-        with self._staging() as staging:
-            try:
-                (self._folder / name).rename(staging / name)
-            except FileNotFoundError:  # another call was faster
-                raise NotFound("dataset", name) from None
+        # a new name needs no room on a full disk; the next start sweeps what is left under it
+        deleting = self._folder / f"{STAGING_PREFIX}{uuid4().hex}"
+        try:
+            (self._folder / name).rename(deleting)
+        except FileNotFoundError:  # another call was faster
+            raise NotFound("dataset", name) from None
+        shutil.rmtree(deleting)
 
     @contextmanager
     def _staging(self) -> Iterator[Path]:

@@ -6,6 +6,7 @@ import gzip
 import json
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from test_archive import tar
@@ -237,6 +238,18 @@ async def test_a_deleted_dataset_is_gone(store, tmp_path):
     assert files(tmp_path) == [] and store.list() == []
     with pytest.raises(NotFound):
         await store.delete("tiny")
+
+
+async def test_deleting_needs_no_room_on_the_disk(store, tmp_path, monkeypatch):
+    await store.create(CHAR, chunks(TEXT))
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(dataset_store.tempfile, "mkdtemp", full)
+    monkeypatch.setattr(Path, "mkdir", full)
+    await store.delete("tiny")
+    assert files(tmp_path) == []
 
 
 async def test_a_dataset_in_use_stays(store):
