@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -156,16 +156,17 @@ class DatasetStore:
                 check_parquet()
         self._being_made[new.name] = DatasetInProgress(new.name)
         try:
-            with full_disk_is_exhausted(), self._staging() as staging:
-                source = staging / ".upload"  # no name begins with a dot
-                await self._receive(new.name, text, source)
-                prepared = staging / new.name
-                async with self._preparing:
-                    await _in_thread(lambda alive: self._make(new, source, prepared, alive))
-                self._being_made[new.name] = DatasetInProgress(new.name, "checking")
-                self._check_quota(self._stored_bytes() + _size_bytes(prepared))
-                prepared.rename(self._folder / new.name)
-                sync_folder(self._folder)
+            with full_disk_is_exhausted():
+                async with self._staging() as staging:
+                    source = staging / ".upload"  # no name begins with a dot
+                    await self._receive(new.name, text, source)
+                    prepared = staging / new.name
+                    async with self._preparing:
+                        await _in_thread(lambda alive: self._make(new, source, prepared, alive))
+                    self._being_made[new.name] = DatasetInProgress(new.name, "checking")
+                    self._check_quota(self._stored_bytes() + _size_bytes(prepared))
+                    prepared.rename(self._folder / new.name)
+                    await to_its_end(asyncio.to_thread(sync_folder, self._folder))
         finally:
             del self._being_made[new.name]
         return self.get(new.name)
@@ -189,15 +190,15 @@ class DatasetStore:
             (self._folder / name).rename(deleting)
         except FileNotFoundError:  # another call was faster
             raise NotFound("dataset", name) from None
-        shutil.rmtree(deleting)
+        await to_its_end(asyncio.to_thread(shutil.rmtree, deleting))
 
-    @contextmanager
-    def _staging(self) -> Iterator[Path]:
+    @asynccontextmanager
+    async def _staging(self) -> AsyncIterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=self._folder))
         try:
             yield staging
         finally:
-            shutil.rmtree(staging)
+            await to_its_end(asyncio.to_thread(shutil.rmtree, staging))
 
     async def _receive(self, name: str, text: AsyncIterator[bytes], path: Path) -> None:
         """Writes the upload to a file."""

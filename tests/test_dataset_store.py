@@ -252,6 +252,29 @@ async def test_deleting_needs_no_room_on_the_disk(store, tmp_path, monkeypatch):
     assert files(tmp_path) == []
 
 
+async def test_the_loop_waits_for_no_flush_and_no_removal(store, tmp_path, monkeypatch):
+    off_the_loop = {}
+
+    def watch(owner, name):
+        work = getattr(owner, name)
+
+        def watched(*arguments):
+            off_the_loop[name] = threading.current_thread() is not threading.main_thread()
+            work(*arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(dataset_store, "sync_folder")
+    watch(dataset_store.shutil, "rmtree")
+    await store.create(CHAR, chunks(TEXT))
+    assert off_the_loop == {"sync_folder": True, "rmtree": True}
+    off_the_loop.clear()
+    await store.delete("tiny")
+    assert off_the_loop == {"rmtree": True}
+    monkeypatch.undo()
+    assert files(tmp_path) == []
+
+
 async def test_a_dataset_in_use_stays(store):
     await store.create(CHAR, chunks(TEXT))
     store.used = {"tiny"}
