@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import threading
 import time
 
 import grpc
@@ -301,3 +302,23 @@ async def test_a_draining_server_takes_no_uploads(stub, gate):
     error = await refused(create(stub, TEXT, name="hamlet"))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     await stub.ListDatasets(pb.ListDatasetsRequest())
+
+
+async def test_the_loop_does_not_wait_for_the_disk(stub, monkeypatch):
+    await create(stub, TEXT, name="tiny")
+    off_the_loop = {}
+
+    def watch(name):
+        read = getattr(DatasetStore, name)
+
+        def watched(*arguments):
+            off_the_loop[name] = threading.current_thread() is not threading.main_thread()
+            return read(*arguments)
+
+        monkeypatch.setattr(DatasetStore, name, watched)
+
+    watch("get")
+    await stub.GetDataset(pb.GetDatasetRequest(name="tiny"))
+    watch("list")
+    await stub.ListDatasets(pb.ListDatasetsRequest())
+    assert off_the_loop == {"get": True, "list": True}

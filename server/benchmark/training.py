@@ -82,7 +82,7 @@ class TrainingBenchmark:
             values["dataset_dir"] = str((self._data_dir / "datasets" / dataset).absolute())
         options = BenchmarkOptions.from_mapping(values)
         if dataset:
-            self._datasets.get(dataset)
+            await asyncio.to_thread(self._datasets.get, dataset)
         if training := await self._models_in_training():
             model = min(training)
             raise FailedPrecondition(

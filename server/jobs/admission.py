@@ -72,7 +72,8 @@ class Admission:
             planned = await self.check(submission)
             self.dataset_in_use = planned.dataset
             try:
-                self._datasets.get(planned.dataset)  # may have gone since it was looked at
+                # may have gone since it was looked at
+                await asyncio.to_thread(self._datasets.get, planned.dataset)
                 return await self._accept(submission, planned, canonical)
             finally:
                 self.dataset_in_use = None

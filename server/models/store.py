@@ -178,7 +178,8 @@ class ModelStore:
         """
         tokenizer: Tokenizer = GPT2Tokenizer()
         if dataset:
-            tokenizer = tokenizer_from_json(self._datasets.get(dataset).meta.tokenizer)
+            info = await asyncio.to_thread(self._datasets.get, dataset)
+            tokenizer = tokenizer_from_json(info.meta.tokenizer)
         if name in self._importing:
             raise AlreadyExists("model", name)
         self._importing[name] = asyncio.create_task(self._import(name, source, format, tokenizer))

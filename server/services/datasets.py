@@ -3,6 +3,7 @@
 Contract: protos/nanogpt/v1/datasets.proto.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
@@ -54,15 +55,19 @@ class DatasetService(pb_grpc.DatasetServiceServicer):
     async def GetDataset(
         self, request: pb.GetDatasetRequest, context: Context
     ) -> pb.GetDatasetResponse:
-        return pb.GetDatasetResponse(dataset=_dataset(self._datasets.get(request.name)))
+        info = await asyncio.to_thread(self._datasets.get, request.name)
+        return pb.GetDatasetResponse(dataset=_dataset(info))
 
     async def ListDatasets(
         self, request: pb.ListDatasetsRequest, context: Context
     ) -> pb.ListDatasetsResponse:
+        # first: one that is done meanwhile is in both lists rather than in none
+        in_progress = self._datasets.in_progress()
+        found = await asyncio.to_thread(self._datasets.list)
         return pb.ListDatasetsResponse(
-            datasets=[_dataset(info) for info in self._datasets.list()],
+            datasets=[_dataset(info) for info in found],
             shipped=[_shipped(shipped) for shipped in SHIPPED.values()],
-            in_progress=[_in_progress(dataset) for dataset in self._datasets.in_progress()],
+            in_progress=[_in_progress(dataset) for dataset in in_progress],
         )
 
     async def DeleteDataset(

@@ -13,6 +13,7 @@ POST /api/jobs/ID/resume
 POST /api/jobs/ID/cancel
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
@@ -96,7 +97,7 @@ class JobsApi:
             plan = await self._jobs.check(_submission(await Body.read(request)))
         except ServiceError as error:
             return JSONResponse({"plan": None, "problem": to_json(error)})
-        meta = self._datasets.get(plan.dataset).meta
+        meta = (await asyncio.to_thread(self._datasets.get, plan.dataset)).meta
         found = {
             "model": plan.names,
             "dataset": plan.dataset,
