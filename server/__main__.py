@@ -11,11 +11,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from nanogpt import durable
 from server.errors import CannotStart
 from server.settings import BadSettings, Settings, help_text, load_settings, split_address
 from server.version import version
+
+THREADS = 32
+"""For what waits for the disk or computes beside the event loop. They start as they are needed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +62,10 @@ async def serve(settings: Settings) -> None:
         stop.set()
 
     loop = asyncio.get_running_loop()
+    # The default is 4 more than there are processors. Preparations, imports, loads, an export and
+    # writes of uploads may take as many for minutes; who cancels a job or stops the server then
+    # still needs one.
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="asyncio"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from contextlib import asynccontextmanager
 
 import grpc
@@ -13,6 +14,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.nanogpt.v1 import datasets_pb2, datasets_pb2_grpc, inference_pb2, inference_pb2_grpc
+from server.__main__ import serve
+from server.app import App
+from server.errors import CannotStart
+from server.settings import Settings
 
 LINE = re.compile(r"serves gRPC on (\S+) and (http://\S+) \(device cpu, data in (.+)\)")
 
@@ -132,3 +137,14 @@ async def test_protobuf_in_pure_python_is_refused(arguments):
         _, log = await process.communicate()
     assert process.returncode == 1
     assert b"pure Python" in log and b"Traceback" not in log
+
+
+async def test_as_much_work_as_is_let_in_leaves_threads_to_the_rest(monkeypatch):
+    async def start(settings):
+        together = threading.Barrier(32)
+        await asyncio.gather(*(asyncio.to_thread(together.wait, 10) for _ in range(32)))
+        raise CannotStart("all at a time")
+
+    monkeypatch.setattr(App, "start", start)
+    with pytest.raises(CannotStart, match="all at a time"):
+        await serve(Settings())
