@@ -174,6 +174,19 @@ def test_the_newest(catalog, tmp_path):
     assert [ref.name for ref, _ in catalog.list()] == ["newer", "older"]
 
 
+def test_a_look_for_the_newest_reads_no_model_twice(catalog, tmp_path, monkeypatch):
+    for name in ("older", "newer"):
+        write_checkpoint(tmp_path / "models" / name)
+    found = catalog.resolve("")
+    monkeypatch.setattr(module, "read_meta", None)
+    assert catalog.resolve("") == found
+    monkeypatch.undo()
+    write_checkpoint(tmp_path / "models" / "older")  # replaces it
+    assert catalog.resolve("").reference == "older"
+    catalog.delete("older")
+    assert catalog.resolve("").reference == "newer"
+
+
 def test_a_damaged_model_hides_no_other(catalog, tmp_path):
     write_checkpoint(tmp_path / "models" / "whole")
     write_checkpoint(tmp_path / "models" / "torn")

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -252,8 +252,14 @@ class ModelCatalog:
         return ModelRef(str(wanted), name, folder, _written(folder))
 
     def _newest(self) -> ModelRef:
-        for ref, _ in self.list():
-            return ref
+        made: dict[Path, float] = {}
+        for folder in self._models.iterdir():
+            if is_name(folder.name):
+                with suppress(FileNotFoundError, CheckpointDamaged):
+                    _, made[folder] = _age(folder)
+        if made:
+            folder = max(made, key=made.__getitem__)
+            return ModelRef(folder.name, folder.name, folder)
         if self._runs.is_dir():
             for job_id in sorted(filter(is_name, os.listdir(self._runs)), reverse=True):
                 if list_checkpoints(RunDirectory(self._runs / job_id).checkpoints_path):
@@ -267,19 +273,26 @@ def _require(alive: Callable[[], bool]) -> None:
 
 
 def _written(folder: Path) -> Written:
-    """When a checkpoint was written. Takes as long as a look at a file, unless it is new."""
+    """When a checkpoint was written."""
     try:
-        meta_file = (folder / META_FILE).stat()
-        return _read_written(folder, meta_file.st_ino, meta_file.st_mtime_ns)
+        rollbacks, create_time = _age(folder)
     except (FileNotFoundError, CheckpointDamaged):
-        return Written(-1, step_of(folder), 0.0)
+        rollbacks, create_time = -1, 0.0
+    return Written(rollbacks, step_of(folder), create_time)
+
+
+def _age(folder: Path) -> tuple[int, float]:
+    """Rollbacks and time of creation of a model or checkpoint. Takes as long as a look at a file,
+    unless it is new. Raises FileNotFoundError, CheckpointDamaged."""
+    meta_file = (folder / META_FILE).stat()
+    return _read_age(folder, meta_file.st_ino, meta_file.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
-def _read_written(folder: Path, inode: int, changed_ns: int) -> Written:
-    """As `_written`, remembered for one state of the file."""
+def _read_age(folder: Path, inode: int, changed_ns: int) -> tuple[int, float]:
+    """As `_age`, remembered for one state of the file."""
     meta = read_meta(folder)
-    return Written(meta.rollbacks, step_of(folder), meta.create_time)
+    return meta.rollbacks, meta.create_time
 
 
 def _no_step(wanted: ModelReference, steps: set[int]) -> NotFound:
