@@ -71,7 +71,8 @@ class DatasetServiceServicer:
         is out of range, the text cannot be decoded (with the byte offset), or it is
         too short to split; `RESOURCE_EXHAUSTED` if the upload, or all datasets
         together, would be larger than the server allows, or its disk is full;
-        `FAILED_PRECONDITION` if the server cannot read Parquet.
+        `FAILED_PRECONDITION` if the server cannot read Parquet; `UNAVAILABLE` while
+        the server drains, or if a text cannot be downloaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

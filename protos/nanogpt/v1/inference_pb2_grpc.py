@@ -87,17 +87,18 @@ class InferenceServiceServicer:
     def Generate(self, request, context):
         """Continues a prompt, streaming tokens as they are sampled.
 
-        The stream is one `started`, any number of `delta`, and one `finished` for
-        each sample; the last `finished` carries usage and timings. Cancelling the
-        call, or letting its deadline pass, stops sampling and frees the request's
-        KV-cache slots within one decode step. Retrying is safe: nothing is kept.
+        The stream is `queued` as long as the request waits, one `started`, any
+        number of `delta`, and one `finished` for each sample; the last `finished`
+        carries usage and timings. Cancelling the call, or letting its deadline
+        pass, stops sampling and frees the request's KV-cache slots within one decode
+        step. Retrying is safe: nothing is kept.
 
         Errors: `NOT_FOUND` if the model does not exist; `INVALID_ARGUMENT` with
         one `BadRequest` violation for each field out of range; `RESOURCE_EXHAUSTED`
-        with `RetryInfo` if the waiting queue is full or the model does not fit in
-        memory; `DEADLINE_EXCEEDED` if the deadline passes while waiting or
-        sampling; `UNAVAILABLE` with `RetryInfo` while the server drains;
-        `DATA_LOSS` if the checkpoint is damaged.
+        with `RetryInfo` if the waiting queue is full, the model does not fit in
+        memory, or the stream is not read for 30 seconds; `DEADLINE_EXCEEDED` if the
+        deadline passes while waiting or sampling; `UNAVAILABLE` with `RetryInfo`
+        while the server drains; `DATA_LOSS` if the checkpoint is damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -98,7 +98,7 @@ class ModelServiceServicer:
         Errors: `NOT_FOUND`; `INVALID_ARGUMENT` for an unknown precision;
         `FAILED_PRECONDITION` if this server cannot hold weights in it;
         `RESOURCE_EXHAUSTED` if the model does not fit beside those that must stay;
-        `DATA_LOSS` if its files are damaged.
+        `DATA_LOSS` if its files are damaged; `UNAVAILABLE` while the server drains.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,7 +128,9 @@ class ModelServiceServicer:
 
         Errors: `NOT_FOUND` if there is no such folder; `ALREADY_EXISTS` if the
         model's name is taken; `INVALID_ARGUMENT` if the files are not a GPT-2
-        network, or in Hugging Face's layout a nanochat one, of a consistent shape.
+        network, or in Hugging Face's layout a nanochat one, of a consistent shape;
+        `RESOURCE_EXHAUSTED` if the disk is full; `UNAVAILABLE` while the server
+        drains.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,9 +139,10 @@ class ModelServiceServicer:
     def ExportModel(self, request, context):
         """Streams a model's files in another format. The server keeps no copy.
 
-        Errors: `NOT_FOUND`; `FAILED_PRECONDITION` for an ensemble, and for a `modern`
-        network in another format than `MODEL_FORMAT_HUGGING_FACE`; `RESOURCE_EXHAUSTED` if the server's
-        disk is full; `DATA_LOSS` if the model's files are damaged.
+        Errors: `NOT_FOUND`; `FAILED_PRECONDITION` for an ensemble, and for a
+        `modern` network in another format than `MODEL_FORMAT_HUGGING_FACE`;
+        `RESOURCE_EXHAUSTED` if the server's disk is full; `DATA_LOSS` if the model's
+        files are damaged; `UNAVAILABLE` while the server drains.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
