@@ -53,7 +53,7 @@ def main() -> None:
     batches = batches_of(work)
     for number in range(STEPS):
         step(*batches.at(number))
-    print(peak_memory_bytes())
+    print(peak_memory_bytes(torch.device("cpu")))
 
 
 if __name__ == "__main__":

@@ -53,11 +53,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The arithmetic type of that name; `auto` is bfloat16 where it is faster, else float32.
 
     Faster is measured (below 0.3 s, once a process): processors without instructions for bfloat16
-    emulate it, up to a hundred times slower than float32.
+    emulate it, up to a hundred times slower than float32. CUDA says which GPUs have it.
     """
-    if name == "auto":
-        return torch.bfloat16 if _bfloat16_is_faster(device) else torch.float32
-    return DTYPES[name]
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":  # where a product small enough to measure takes less than its launch
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    return torch.bfloat16 if _bfloat16_is_faster(device) else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -99,12 +102,14 @@ def measure_peak(device: torch.device, dtype: torch.dtype, bandwidth: bool = Tru
     return Peak(flops, bytes_per_second, "listed" if flops or bytes_per_second else "")
 
 
-def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far.
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory that this process has had so far: of a GPU, for others resident memory.
 
     Linux carries `ru_maxrss` over from the process that started this one, VmHWM it does not:
     https://man7.org/linux/man-pages/man5/proc_pid_status.5.html
     """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
@@ -113,15 +118,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def total_memory_bytes(device: torch.device) -> int | None:
-    """Memory of the device, for a CPU that of the machine or the container; None if unknown.
+def total_memory_bytes(device: torch.device) -> int:
+    """Memory of the device, for a CPU that of the machine or the container.
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    if device.type != "cpu":
-        return None
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         return min(total, int(CONTAINER_LIMIT.read_text()))

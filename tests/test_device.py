@@ -140,6 +140,14 @@ def test_the_automatic_type_is_measured_once(monkeypatch):
     device._bfloat16_is_faster.cache_clear()
 
 
+@pytest.mark.parametrize(("has_it", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_is_asked_for_its_types(monkeypatch, has_it, dtype):
+    """Not measured: a product that takes a moment takes less than its launch."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    monkeypatch.delattr(device, "_multiplication_seconds")
+    assert device.pick_dtype("auto", torch.device("cuda")) == dtype
+
+
 def test_choosing_the_type_takes_a_moment_only():
     device._bfloat16_is_faster.cache_clear()
     begin = time.process_time()
@@ -155,7 +163,7 @@ def test_named_types():
 
 
 def test_memory_is_that_of_this_process():
-    assert 10 << 20 < device.peak_memory_bytes() < 1 << 40
+    assert 10 << 20 < device.peak_memory_bytes(CPU) < 1 << 40
     assert device.device_name(CPU)
 
 

@@ -132,7 +132,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
             if index >= options.warmup_steps:
                 durations.append(time.perf_counter() - start)
 
-    memory_bytes = device.peak_memory_bytes()  # before the buffers of the measurement below
+    memory_bytes = device.peak_memory_bytes(where)  # before the buffers of the measurement below
     peak = device.measure_peak(where, dtype)
     tokens = config.tokens_per_step
     flops_per_step = tokens * flops.training_flops_per_token(model.config)

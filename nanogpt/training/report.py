@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from nanogpt import device, flops
 from nanogpt.training.events import (
     Action,
@@ -95,7 +97,7 @@ class Report:
             tokens_per_second=tokens_per_second,
             mfu=flops.mfu(self._flops_per_token * tokens_per_second, self._run.peak_flops),
             tokens=step * self._run.tokens_per_step,
-            memory_bytes=device.peak_memory_bytes(),
+            memory_bytes=device.peak_memory_bytes(torch.device(self._run.device)),
             clipped_steps=clipped_steps,
         )
         mfu = "" if metrics.mfu is None else f", {metrics.mfu:.1%} of peak"

@@ -116,7 +116,7 @@ class ModelMemory:
         They are held in `precision` unless `pin` says otherwise."""
         self._catalog = catalog
         self._metrics = metrics
-        self._memory_bytes = _half_of_memory(device) if memory_bytes is None else memory_bytes
+        self._memory_bytes = memory_bytes or total_memory_bytes(device) // 2
         self._num_slots = num_slots
         self._max_waiting = max_waiting
         self._max_waiting_tokens = max_waiting_tokens
@@ -454,13 +454,6 @@ class ModelMemory:
         is_empty = slot.state is ModelState.UNLOADED and not slot.num_waiting
         if is_empty and self._slots.get(slot.reference) is slot:
             del self._slots[slot.reference]
-
-
-def _half_of_memory(device: torch.device) -> int:
-    """Half of the device's memory, in bytes; of the machine's if that is unknown: MPS shares it."""
-    total = total_memory_bytes(device) or total_memory_bytes(torch.device("cpu"))
-    assert total is not None  # of a processor it is known
-    return total // 2
 
 
 def _megabytes(num_bytes: int) -> str:
