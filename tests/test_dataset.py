@@ -161,6 +161,19 @@ def test_cut_descriptions_are_damaged(folder, name):
             Dataset.open(folder)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_tokens_of_another_program_must_be_in_the_vocabulary(folder, split):
+    """Ours are, so that theirs alone have to be read."""
+    write_meta(folder, GEM_META)
+    Dataset.open(folder).check_vocabulary()
+    tokens = {"train": TRAIN, "val": VAL}[split]
+    np.array([*tokens[:-1], 5], dtype="<u2").tofile(folder / f"{split}.bin")
+    with pytest.raises(BadDataset, match=rf"{split}\.bin has the token 5, but .*\(char\) has 5"):
+        Dataset.open(folder).check_vocabulary()
+    write_meta(folder, OUR_META.to_json())
+    Dataset.open(folder).check_vocabulary()
+
+
 def test_a_missing_folder_is_a_bad_dataset(tmp_path):
     with pytest.raises(BadDataset, match=r"^train.bin is missing"):
         Dataset.open(tmp_path / "nowhere")

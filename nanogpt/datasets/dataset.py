@@ -180,6 +180,19 @@ class Dataset:
         """Ids of a split, (number of tokens,), uint16; a read-only view of its file."""
         return self._tokens[split]
 
+    def check_vocabulary(self) -> None:
+        """Raises BadDataset if a token is not in the vocabulary. Tokens that `prepare` wrote are;
+        those of another program are all read, which takes seconds for a billion."""
+        if self.meta.source_sha256 is not None:
+            return
+        size = self.tokenizer.vocab_size
+        for split, tokens in self._tokens.items():
+            if (largest := int(tokens.max())) >= size:
+                raise BadDataset(
+                    f"{split}.bin has the token {largest}, "
+                    f"but the vocabulary ({self.tokenizer.kind}) has {size}: ids below that"
+                )
+
 
 def _map_tokens(path: Path) -> NDArray[np.uint16]:
     try:
