@@ -258,7 +258,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that gets the name `folder` after the block, or vanishes if that raises."""
     new = folder.with_name(_WRITING + folder.name)
     shutil.rmtree(new, ignore_errors=True)
+    is_first = not new.parent.exists()
     new.mkdir(parents=True)
+    if is_first:
+        durable.sync_folder(new.parent.parent)
     try:
         yield new
         for path in new.iterdir():

@@ -313,6 +313,15 @@ def test_files_are_flushed_before_the_name_and_the_name_after(tmp_path, model, m
     assert log[name + 1 :] == [tmp_path.name]
 
 
+def test_a_new_folder_of_checkpoints_lasts_too(tmp_path, model, monkeypatch):
+    synced = []
+    monkeypatch.setattr(durable, "sync_folder", synced.append)
+    for step in (1, 2):
+        folder = step_folder(tmp_path / "checkpoints", step)
+        save_checkpoint(folder, meta_of(step), model.state_dict(), None)
+    assert synced.count(tmp_path) == 1
+
+
 def test_a_checkpoint_can_be_replaced(folder, model):
     torch.manual_seed(1)
     other = GPT(CONFIG)
