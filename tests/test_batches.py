@@ -1,5 +1,7 @@
 """Data as a pure function of (seed, stream, step), drawn as nanoGPT draws it."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt.datasets.dataset import BadDataset
+from nanogpt.training import batches as module
 from nanogpt.training.batches import Batches, Prefetcher, Stream
 
 TOKENS = np.arange(1000, dtype=np.uint16)  # each token is its own position
@@ -80,6 +83,22 @@ def test_prefetching_changes_nothing(first_step):
         for step in range(first_step, first_step + 5):
             for found, expected in zip(prefetcher.next(), source.at(step), strict=True):
                 assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("kind", "reads_ahead"), [("mps", False), ("cuda", True)])
+def test_the_device_is_used_by_a_thread_that_may(monkeypatch, kind, reads_ahead):
+    """MPS by the one that trains alone; to a GPU the next step's tokens go beside this one."""
+    threads = set()
+
+    def to_device(tensor, device):
+        threads.add(threading.current_thread())
+        return tensor
+
+    monkeypatch.setattr(module, "to_device", to_device)
+    with Prefetcher(batches(), torch.device(kind), 0) as prefetcher:
+        prefetcher.next()
+    assert threading.main_thread() in threads
+    assert (len(threads) > 1) == reads_ahead
 
 
 def test_an_error_while_reading_ahead_is_raised():

@@ -91,7 +91,7 @@ class Prefetcher:
         inputs, targets = self._next.result()
         self._step += 1
         self._next = self._thread.submit(self._read, self._step)
-        return inputs, targets
+        return to_device(inputs, self._device), to_device(targets, self._device)
 
     def seek(self, step: int) -> None:
         """Goes on with that step, forwards or backwards."""
@@ -100,6 +100,8 @@ class Prefetcher:
 
     def _read(self, step: int) -> tuple[Tensor, Tensor]:
         inputs, targets = self._batches.at(step)
+        if self._device.type == "mps":  # which a second thread may not use, see
+            return inputs, targets  # https://github.com/pytorch/pytorch/issues/197805
         return to_device(inputs, self._device), to_device(targets, self._device)
 
     def __enter__(self) -> Self:
@@ -116,6 +118,6 @@ class Prefetcher:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; to a GPU through pinned memory, without waiting for the copy."""
-    if device.type == "cuda":
+    if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.contiguous().pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
