@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,18 @@ def test_what_the_parts_are():
     assert found.optimizer - muon.optimizer == 4 * 12 * 6 * 384**2
     half = estimate_memory(shape, TrainConfig(dropout=0.0, batch_size=32))
     assert found.activations == 2 * half.activations
+
+
+def test_all_logits_are_counted_where_all_are_held():
+    shape = ModelConfig(block_size=64, vocab_size=50304, n_layer=1, n_head=2, n_embd=32)
+    config = TrainConfig(dropout=0.0, batch_size=64)
+    all_logits = 16 * 50304 * 64 * 64
+    assert estimate_memory(shape, config).activations < all_logits / 10
+    assert estimate_memory(shape, config, is_compiled=True).activations > all_logits
+    two = replace(config, processes=2)
+    assert estimate_memory(shape, two).activations > all_logits / 2
+    found = estimate_memory(shape, config)
+    assert found.on_gpu == found.total - found.checkpoint_copy - found.process
 
 
 def test_what_processes_share():

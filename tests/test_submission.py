@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from fake_trainer import ModelFolders, make_dataset, no_datasets
 
 from nanogpt.checkpoint import CheckpointMeta, read_meta, save_checkpoint
@@ -9,6 +10,7 @@ from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.datasets.dataset import Dataset
 from nanogpt.ensemble import make_network
 from nanogpt.preset import Preset
+from nanogpt.training.memory import estimate_memory
 from server.dataset_store import DatasetStore
 from server.errors import DataLoss, InvalidArgument, NotFound
 from server.jobs import submission as submission_module
@@ -241,8 +243,22 @@ def test_what_does_not_fit_the_memory_is_refused_with_the_numbers(
     planned(data_dir, config={**config, "batch_size": 1, "gradient_accumulation_steps": 64})
     monkeypatch.setattr(submission_module, "total_memory_bytes", lambda device: 10**8)
     assert "not even 1 fits" in fields(data_dir, config=config)["config.batch_size"]
-    monkeypatch.setattr(submission_module, "total_memory_bytes", lambda device: None)
+
+
+def test_a_gpu_need_not_hold_what_its_host_does(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the copy of a checkpoint nor PyTorch itself, and each process has a GPU."""
+    monkeypatch.setattr(submission_module, "pick_device", lambda name: torch.device("cuda"))
+    config = {"batch_size": 8, "processes": 2, "compile": "off"}
+    monkeypatch.setattr(submission_module, "total_memory_bytes", lambda device: 1 << 40)
+    plan = planned(data_dir, config=config)
+    tokenizer = Dataset.open(data_dir / "datasets" / "tiny").tokenizer
+    shape = plan.config.model_config(tokenizer.vocab_size)
+    room = estimate_memory(shape, plan.config).on_gpu
+    monkeypatch.setattr(submission_module, "total_memory_bytes", lambda device: room)
     planned(data_dir, config=config)
+    assert "config.batch_size" in fields(data_dir, config={**config, "batch_size": 12})
 
 
 @pytest.mark.parametrize("more", [{}, {"gradient_accumulation_steps": 4}, {"sharding": "fsdp"}])

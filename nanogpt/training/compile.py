@@ -12,6 +12,11 @@ from nanogpt.ensemble import Network
 from nanogpt.training.step import Forward, autocast
 
 
+def is_compiled(mode: str, device: torch.device) -> bool:
+    """Whether a run on this device is to be compiled: `on`, or `auto` and the device is CUDA."""
+    return mode == "on" or (mode == "auto" and device.type == "cuda")
+
+
 def compiled_forward(
     model: Network,
     mode: str,
@@ -20,13 +25,13 @@ def compiled_forward(
     example: tuple[Tensor, Tensor],
     log: Callable[[str], None],
 ) -> Forward:
-    """The model's forward pass, compiled if `mode` is `on`, or `auto` and the device is CUDA.
+    """The model's forward pass, compiled if `mode` says so.
 
     Compilers fail at the first call, so that is made here, forward and backward on the example
     (inputs and targets, (B, T) each), in training and in eval mode. On failure the model itself is
     returned, and the log says so. Neither weights nor random numbers are changed.
     """
-    if mode == "off" or (mode == "auto" and model.device.type != "cuda"):
+    if not is_compiled(mode, model.device):
         return model
     forward = torch.compile(model)
     was_training = model.training

@@ -1,4 +1,4 @@
-"""How much memory a run takes, by formula: no torch, nothing is allocated.
+"""How much memory a run takes, by formula: nothing is allocated.
 
     weights, gradients, optimizer      4 bytes a number: 1 + 1 + 2 (AdamW) or 1 (Muon) a weight
     copy of a checkpoint               weights and optimizer once more, on the host
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 from nanogpt import flops
 from nanogpt.config import ModelConfig, TrainConfig
+from nanogpt.training.cross_entropy import LARGE_VOCABULARY, PIECE_BYTES
 
 FLOAT_BYTES = 4
 PROCESS_BYTES = 300 << 20
 """Resident memory of Python with torch and a mapped dataset: measured on Linux, torch 2.13."""
 
-CHUNKED_HEAD_BYTES = 3 * (64 << 20)
-"""Most that logits of a large vocabulary take: cross_entropy.py."""
-LARGE_VOCABULARY = 8192
+CHUNKED_HEAD_BYTES = 3 * PIECE_BYTES
+"""Most that logits of a large vocabulary take, a piece at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,17 @@ class MemoryEstimate:
     @property
     def step(self) -> int:
         """Of one process, without the copy of a checkpoint."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.process
+        return self.on_gpu + self.process
+
+    @property
+    def on_gpu(self) -> int:
+        """Of one process on its GPU: all but what the host holds."""
+        return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
+def estimate_memory(
+    model: ModelConfig, config: TrainConfig, *, is_compiled: bool = False
+) -> MemoryEstimate:
     """What a run of this network takes in each of its processes."""
     C, T, H, V = model.n_embd, model.block_size, model.n_head, model.vocab_size
     L, M = model.num_blocks, model.n_member
@@ -69,10 +76,11 @@ def estimate_memory(model: ModelConfig, config: TrainConfig) -> MemoryEstimate:
         block += 2 * C + 3 * H * T
     backward = 12 * C  # gradients of the widest layer, while it is computed
     tokens = config.batch_size // config.sequence_shares * T
-    # logits, their log-softmax, and the gradients of both; or some of them, and the head's gradient
-    # a second time, which an ensemble does not
+    # logits, their log-softmax, and the gradients of both; or some of them at a time and the head's
+    # gradient twice, see forward.py
+    is_chunked = V >= LARGE_VOCABULARY and M == config.processes == 1 and not is_compiled
     plain_head, chunked_head = 4 * M * V * tokens, CHUNKED_HEAD_BYTES // FLOAT_BYTES + V * C
-    head = FLOAT_BYTES * (chunked_head if V >= LARGE_VOCABULARY and M == 1 else plain_head)
+    head = FLOAT_BYTES * (chunked_head if is_chunked else plain_head)
     holders = config.processes if config.sharding == "fsdp" else 1
     buckets = 2 if config.processes > 1 and config.sharding == "ddp" else 1
     # one block at a time is whole, the embeddings and the head all the time

@@ -16,7 +16,8 @@ from nanogpt.config import TrainConfig
 from nanogpt.device import pick_device, total_memory_bytes
 from nanogpt.option import InvalidConfig, Violation
 from nanogpt.preset import Preset, load_preset
-from nanogpt.training.memory import estimate_memory
+from nanogpt.training.compile import is_compiled
+from nanogpt.training.memory import MemoryEstimate, estimate_memory
 from nanogpt.training.starting_point import PADDED_GPT2_VOCAB_SIZE
 from server.dataset_store import DatasetInfo, DatasetStore
 from server.errors import DataLoss, InvalidArgument, NotFound
@@ -249,19 +250,24 @@ def _memory_violations(
     except ValueError:  # there is no such device here; the trainer will say so
         return []
     available = total_memory_bytes(where)
-    if available is None:
-        return []
     if start is not None:
         shape = replace(start.meta.model_config, block_size=config.block_size)
     else:
         rows = dataset.meta.vocab_size
         is_gpt2 = dataset.meta.tokenizer["kind"] == "gpt2"
         shape = config.model_config(PADDED_GPT2_VOCAB_SIZE if is_gpt2 else rows)
-    is_shared = where.type == "cpu"
+    is_shared = where.type != "cuda"  # MPS has no memory of its own, and takes one process
+
+    def estimate_with(batch_size: int) -> MemoryEstimate:
+        return estimate_memory(
+            shape,
+            replace(config, batch_size=batch_size),
+            is_compiled=is_compiled(config.compile, where),
+        )
 
     def needed_with(batch_size: int) -> int:
-        estimate = estimate_memory(shape, replace(config, batch_size=batch_size))
-        return estimate.all_processes if is_shared else estimate.total
+        estimate = estimate_with(batch_size)
+        return estimate.all_processes if is_shared else estimate.on_gpu
 
     needed = needed_with(config.batch_size)
     if needed <= available:
@@ -271,7 +277,7 @@ def _memory_violations(
     fitting = bisect_right(sizes, available, key=needed_with)
     too_large = f"not even {smallest} fits: train a smaller model"
     advice = f"at most {sizes[fitting - 1]} fits" if fitting else too_large
-    estimate = estimate_memory(shape, config)
+    estimate = estimate_with(config.batch_size)
     num_activations = config.processes if is_shared else 1
     among = f" in {config.processes} processes" if config.processes > 1 and is_shared else ""
     return [
