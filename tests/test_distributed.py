@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -27,6 +28,8 @@ from nanogpt import device
 from nanogpt.checkpoint_folder import newest_valid
 from nanogpt.config import TrainConfig
 from nanogpt.option import InvalidConfig
+from nanogpt.training import __main__ as trainer_main
+from nanogpt.training import distributed
 from nanogpt.training.batches import Batches, Stream
 from nanogpt.training.evaluate import Evaluator
 from nanogpt.training.events import Action, Divergence, Evaluation, RunStarted, StepMetrics
@@ -243,6 +246,34 @@ raise AssertionError
     assert result.returncode == 1
     assert "Timeout (0:00:01)!" in result.stderr
     assert "in init_process_group" in result.stderr
+
+
+def test_processes_without_a_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(InvalidConfig, match=r"processes: must be at most 2 .*, got 4"):
+        distributed.join(Place(0, 4, 0), TrainConfig(processes=4))
+
+
+@pytest.mark.parametrize(
+    ("config", "has_gpu", "code"),
+    [
+        ({"device": "cuda"}, True, ExitCode.OUT_OF_MEMORY),
+        ({"device": "cuda", "backend": "gloo"}, True, 0),
+        ({"device": "auto"}, False, 0),
+    ],
+)
+def test_a_failure_that_others_would_not_notice_ends_them(
+    tmp_path, monkeypatch, config, has_gpu, code
+):
+    """In NCCL they would wait: whoever started them has to see that one has failed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(trainer_main, "_take_place", lambda *rest: ExitCode.OUT_OF_MEMORY)
+    directory = make_run(tmp_path, processes=2, max_iters=1, **config)
+    hold, stop = contextlib.nullcontext(), threading.Event()
+    assert trainer_main._be_member(directory, directory.read_spec(), stop, hold) == code
+    assert directory.read_exit_code() == ExitCode.OUT_OF_MEMORY
 
 
 MEMBER = """

@@ -99,16 +99,22 @@ def _be_member(
     stop: threading.Event,
     hold: AbstractContextManager[None],
 ) -> int:
-    """Trains as one of a group. 0 unless it crashes: how it ended is said in the run directory."""
+    """Trains as one of a group. 0 unless it crashes: how it ended is said in the run directory.
+
+    Or unless it fails while others may wait for it in NCCL, where they would not notice: then its
+    code makes whoever started them end them all.
+    """
     if directory.read_exit_code() is not None:
         return 0  # all was said before another one crashed
+    from nanogpt.training.distributed import has_nccl  # which takes seconds to import
+
     code = _take_place(directory, spec, stop, hold)
     if code not in list(ExitCode):
         return code
     # the first one alone knows that the last checkpoint is written
     if _is_failure(code) or os.environ["RANK"] == "0":
         directory.write_exit_code(ExitCode(code))
-    return 0
+    return code if _is_failure(code) and has_nccl(spec.config) else 0
 
 
 def _take_place(

@@ -9,6 +9,7 @@ processes it does not know.
 
 import datetime
 import faulthandler
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -25,6 +26,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.device import pick_device
 from nanogpt.ensemble import Network
 from nanogpt.option import InvalidConfig, Violation
+from nanogpt.training.step import autocast
 from nanogpt.training.world import Forward, Place, T, World
 
 START_SECONDS = 300
@@ -67,16 +69,20 @@ class Group(World):
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def spread(self, model: Network, sharding: str) -> None:
+    def spread(self, model: Network, sharding: str, device: torch.device) -> None:
         if sharding == "fsdp":
-            mesh = init_device_mesh(model.device.type, (self.size,))
+            mesh = init_device_mesh(device.type, (self.size,))
             for member in model.members:
                 for block in member.transformer.h:
                     fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
 
     def synchronize(
-        self, model: Network, forward: Forward, example: tuple[Tensor, Tensor]
+        self,
+        model: Network,
+        forward: Forward,
+        example: tuple[Tensor, Tensor],
+        dtype: torch.dtype,
     ) -> Forward:
         if isinstance(model, FSDPModule):
             self._unsynchronized = lambda: _keep_gradients(model)
@@ -87,7 +93,9 @@ class Group(World):
         # The first backward pass decides in which order gradients are added up from then on. One
         # before the first step, so that a resumed run has the same order in all of its steps.
         with torch.random.fork_rng(devices):
-            replica(*example)[1].backward()
+            with autocast(model.device, dtype):
+                loss = replica(*example)[1]
+            loss.backward()
         model.zero_grad(set_to_none=True)
         self._unsynchronized = replica.no_sync
         return replica
@@ -136,6 +144,7 @@ def join(place: Place, config: TrainConfig) -> Group:
     """
     where = _pick_device_type(config)
     if where == "cuda":
+        _check_gpus(place)
         torch.cuda.set_device(place.local_rank)
     # tensors of the CPU go through gloo in any case
     backend = f"cpu:gloo,{where}:{_pick_backend(config, where)}" if where == "cuda" else "gloo"
@@ -145,6 +154,20 @@ def join(place: Place, config: TrainConfig) -> Group:
     world.any(False)  # connects them
     faulthandler.cancel_dump_traceback_later()
     return world
+
+
+def has_nccl(config: TrainConfig) -> bool:
+    """Whether processes exchange gradients by NCCL: in it they wait for one that has ended."""
+    return config.device != "cpu" and config.backend != "gloo" and torch.cuda.is_available()
+
+
+def _check_gpus(place: Place) -> None:
+    """All processes of a machine find the same fault, so that all of them say it."""
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", place.local_rank + 1))
+    num_gpus = torch.cuda.device_count()
+    if num_processes > num_gpus:
+        problem = f"must be at most {num_gpus} on this machine, one for each GPU"
+        raise InvalidConfig([Violation("processes", f"{problem}, got {num_processes}")])
 
 
 def _pick_device_type(config: TrainConfig) -> str:

@@ -36,4 +36,4 @@ def make_forward(
     is_large = model.config.vocab_size >= LARGE_VOCABULARY
     if forward is model and isinstance(model, GPT) and is_large and world.size == 1:
         forward = chunked_forward(model)
-    return world.synchronize(model, forward, (inputs, targets))
+    return world.synchronize(model, forward, (inputs, targets), dtype)

@@ -22,6 +22,7 @@ from nanogpt.datasets.dataset import Dataset
 from nanogpt.option import InvalidConfig, Violation
 from nanogpt.training.batches import Batches, Prefetcher, Stream
 from nanogpt.training.checkpoint_writer import CheckpointWriter, written
+from nanogpt.training.compile import is_compiled
 from nanogpt.training.divergence import Window
 from nanogpt.training.evaluate import Evaluator, Interrupted
 from nanogpt.training.events import (
@@ -103,6 +104,7 @@ class Trainer:
         self._checkpoints = directory.checkpoints_path
         self._report, self._should_stop, self._log = report, should_stop, log
         dataset = self._dataset = Dataset.open(directory.path / spec.dataset_dir)
+        dataset.check_vocabulary()
         train_tokens, val_tokens = dataset.tokens("train"), dataset.tokens("val")
         self._batches = Batches(
             train_tokens,
@@ -121,8 +123,9 @@ class Trainer:
         start = find_starting_point(directory, spec, dataset, log)
         world.check_equal(start.resumed.meta.step if start.resumed else None, "checkpoints")
         self._dtype = world.of_first(_pick_dtype(config, where, start.resumed))
-        model = self._model = start.model.to(where).train()
-        world.spread(model, config.sharding)
+        model = self._model = start.model.train()
+        world.spread(model, config.sharding, where)  # which may be too small for all of it
+        model.to(where)
         self._optimizer = make_optimizer(model, config, self._dtype)
         execution = Execution()
         if world.size == 1:
@@ -371,6 +374,8 @@ class Trainer:
         where, meta = self._model.device, self._dataset.meta
         peak = device.measure_peak(where, self._dtype, bandwidth=False)  # all of them at once
         peak_flops = None if peak.flops is None else self._world.sum(peak.flops)
+        compiles = is_compiled(self._config.compile, where)
+        estimate = estimate_memory(self._model.config, self._config, is_compiled=compiles)
         return RunStarted(
             model_config=self._model.config,
             parameter_count=self._model.parameter_count(),
@@ -385,7 +390,7 @@ class Trainer:
             peak_source=peak.source,
             max_iters=self._limits.last_step,
             processes=self._world.size,
-            estimated_memory_bytes=estimate_memory(self._model.config, self._config).total,
+            estimated_memory_bytes=estimate.on_gpu if where.type == "cuda" else estimate.total,
         )
 
     def _describe_checkpoint(self) -> CheckpointMeta:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from nanogpt.config import TrainConfig
@@ -95,15 +96,21 @@ class World:
         if self.any(value != self.of_first(value)):
             raise RuntimeError(f"the processes do not see the same {what}: is the folder shared?")
 
-    def spread(self, model: Network, sharding: str) -> None:
-        """With `fsdp` keeps only this process's share of each weight. Before the optimizer."""
+    def spread(self, model: Network, sharding: str, device: torch.device) -> None:
+        """With `fsdp` keeps only this process's share of each weight, and that on the device, where
+        the whole may have no room. Before the optimizer."""
 
     def synchronize(
-        self, model: Network, forward: Forward, example: tuple[Tensor, Tensor]
+        self,
+        model: Network,
+        forward: Forward,
+        example: tuple[Tensor, Tensor],
+        dtype: torch.dtype,
     ) -> Forward:
         """`forward`, such that a backward pass averages the gradients of all processes. Together.
 
-        It is `model` or a compiled form of it; `example` is a micro-batch, (B, T) each.
+        It is `model` or a compiled form of it; `example` is a micro-batch, (B, T) each, and `dtype`
+        the arithmetic type of the steps.
         """
         return forward
 
