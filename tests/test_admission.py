@@ -66,6 +66,21 @@ async def test_a_run_that_never_became_a_job_is_swept_at_the_next_start(
     assert runs(tmp_path) == {job_id}  # a job that waits keeps its run
 
 
+async def test_the_run_of_a_job_of_another_version_is_kept(tmp_path: Path) -> None:
+    jobs = await opened(tmp_path)
+    job_id = (await jobs.submit(SUBMISSION)).job.id
+    await jobs.close()
+    connection = sqlite3.connect(tmp_path / "jobs.sqlite")
+    with connection:
+        connection.execute("""UPDATE jobs SET config = '{"depth": 3}'""")
+    connection.close()
+    jobs = await opened(tmp_path)
+    assert await jobs.page(10, None) == ([], None)
+    assert runs(tmp_path) == {job_id}
+    await jobs.submit(SUBMISSION)
+    await jobs.close()
+
+
 @pytest.mark.parametrize("trace", ["log.txt", "metrics.jsonl", "checkpoints"])
 async def test_a_run_that_was_ever_started_is_kept_also_without_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trace: str

@@ -143,6 +143,33 @@ async def test_jobs_by_state_and_by_page(store: JobStore) -> None:
     assert counts[JobState.RUNNING] == 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        """UPDATE jobs SET config = '{"depth": 3}' WHERE id = 'd'""",
+        """UPDATE jobs SET config = '{"n_layer": 1025}' WHERE id = 'd'""",
+        "UPDATE jobs SET reason = 'BORED' WHERE id = 'd'",
+    ],
+)
+async def test_a_job_of_another_version_is_left_out_and_logged_once(
+    store: JobStore, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for job_id in "abcde":
+        await store.insert(job(job_id))
+    await store._change(lambda connection: connection.execute(change))
+    assert [found.id for found in await store.unfinished()] == ["a", "b", "c", "e"]
+    assert [found.id for found in await store.newest(2)] == [
+        "e",
+        "c",
+    ]  # a page is full all the same
+    assert await store.get("d") is None
+    assert [await store.has(job_id) for job_id in "def"] == [True, True, False]
+    assert (await store.counts())[JobState.QUEUED] == 5
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "job d is left out, it cannot be read"
+    ]
+
+
 async def test_a_commit_is_flushed_and_readers_do_not_block_it(store: JobStore) -> None:
     pragmas = await store._call(
         lambda connection: (

@@ -90,7 +90,7 @@ class Admission:
         Only those that were never started: what a trainer left stays, even if its job is unknown.
         """
         for folder in await asyncio.to_thread(_never_started, self._ledger.runs):
-            if await self._ledger.store.get(folder.name) is None:
+            if not await self._ledger.store.has(folder.name):
                 logger.info("run %s never became a job: deleted", folder.name)
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

@@ -7,14 +7,19 @@ folder belongs to one server, and the trainer never opens the database.
 
 It knows which state may follow which, but not when: that is the supervisor's. Progress is not
 here but in each run's own record.
+
+A job that this version cannot read, since a newer one wrote it, is left out of every answer but
+`has` and `counts`, and stays as it is.
 """
 
 import asyncio
 import json
+import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -23,6 +28,8 @@ from nanogpt.config import TrainConfig
 from server.errors import DataLoss, FailedPrecondition
 from server.jobs.job import Attempt, Job, JobReason, JobState, Standing
 from server.jobs.queue import FOLLOWERS
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 
@@ -88,6 +95,8 @@ class JobStore:
     def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
         self._connection = connection
         self._thread = thread
+        self._unreadable: set[str] = set()
+        """Jobs of which the log said that they cannot be read."""
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -183,6 +192,15 @@ class JobStore:
 
         await self._change(work)
 
+    async def has(self, job_id: str) -> bool:
+        """Whether there is such a job, be it one that cannot be read."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            row = connection.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone()
+            return row is not None
+
+        return await self._call(work)
+
     async def get(self, job_id: str) -> Job | None:
         """The job, or None."""
         jobs = await self._select("WHERE id = ?", (job_id,))
@@ -205,8 +223,8 @@ class JobStore:
     async def newest(self, limit: int, before: str | None = None) -> list[Job]:
         """At most `limit` jobs, newest first; with `before`, only those older than that id."""
         if before is None:
-            return await self._select("ORDER BY id DESC LIMIT ?", (limit,))
-        return await self._select("WHERE id < ? ORDER BY id DESC LIMIT ?", (before, limit))
+            return await self._select("ORDER BY id DESC", (), limit)
+        return await self._select("WHERE id < ? ORDER BY id DESC", (before,), limit)
 
     async def counts(self) -> dict[JobState, int]:
         """How many jobs there are in each state, zeros included."""
@@ -242,12 +260,25 @@ class JobStore:
 
         return await self._call(work)
 
-    async def _select(self, clause: str, values: tuple[str | int, ...]) -> list[Job]:
+    async def _select(
+        self, clause: str, values: tuple[str, ...], limit: int | None = None
+    ) -> list[Job]:
         def work(connection: sqlite3.Connection) -> list[Job]:
-            rows = connection.execute(f"SELECT * FROM jobs {clause}", values).fetchall()
-            return [_job(row, connection) for row in rows]
+            rows = connection.execute(f"SELECT * FROM jobs {clause}", values)
+            return list(islice(self._readable(rows, connection), limit))
 
         return await self._call(work)
+
+    def _readable(
+        self, rows: Iterable[sqlite3.Row], connection: sqlite3.Connection
+    ) -> Iterator[Job]:
+        for row in rows:
+            try:
+                yield _job(row, connection)
+            except ValueError as error:  # a field, a range or a reason of another version
+                if row["id"] not in self._unreadable:
+                    self._unreadable.add(row["id"])
+                    logger.warning("job %s is left out, it cannot be read: %s", row["id"], error)
 
     async def _change(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """`work` as one transaction, on the disk before this returns."""
