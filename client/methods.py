@@ -78,7 +78,7 @@ DETOKENIZE = Method(
 )
 SCORE = Method(inference.ScoreRequest, inference.ScoreResponse, _HEAVY, is_repeatable=True)
 
-TRAIN = Method(training.TrainRequest, training.TrainResponse, _PLAIN, is_repeatable=True)
+TRAIN = Method(training.TrainRequest, training.TrainResponse, _HEAVY, is_repeatable=True)
 STREAM_METRICS = Method(training.StreamMetricsRequest, training.StreamMetricsResponse, _FOLLOW)
 GET_JOB = Method(training.GetJobRequest, training.GetJobResponse, _QUICK, is_repeatable=True)
 LIST_JOBS = Method(training.ListJobsRequest, training.ListJobsResponse, _QUICK, is_repeatable=True)

@@ -23,6 +23,7 @@ from client.commands.events import event_text
 from client.commands.output import as_json
 from client.commands.prepare import dataset_name
 from client.exit_code import ExitCode
+from client.repetition import MAX_ATTEMPTS
 from protos.nanogpt.v1.datasets_pb2 import (
     TOKENIZER_CHAR,
     TOKENIZER_GPT2,
@@ -307,6 +308,20 @@ def test_a_job_that_does_not_succeed_is_a_failure(server, run, end, text):
     server.end = end
     code, _, err = run("train", "--dataset=plays")
     assert (code, err) == (ExitCode.FAILED, text)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE])
+def test_a_job_that_may_be_queued_can_be_asked_for_again(server, run, code):
+    server.failures["Train"].extend([rich_status(code, "gone")] * MAX_ATTEMPTS)
+    _, _, err = run("train", "--dataset=plays")
+    request_id = server.asked(TrainRequest)[-1].request_id
+    assert err.splitlines()[-1] == (
+        "The job may be queued all the same. "
+        f"The same command with --request_id={request_id} does not queue it twice."
+    )
+    server.failures["Train"].clear()
+    run("train", "--dataset=plays", "--detach", f"--request_id={request_id}")
+    assert list(server.jobs_by_request_id) == [request_id]
 
 
 def test_watch_starts_where_it_is_told(server, run):

@@ -15,7 +15,8 @@ from client.errors import (
 
 
 def explain(error: NanoGPTError, server: str) -> str:
-    """Lines for stderr: the message, one line for each wrong field, and advice if there is any."""
+    """Lines for stderr: the message, one line for each wrong field, advice and the error's notes if
+    there are any."""
     if isinstance(error, InvalidArgument) and error.violations:
         lines = ["error: the server refuses this request"]
         lines += [f"  {v.field}: {v.description}" for v in error.violations]
@@ -24,7 +25,9 @@ def explain(error: NanoGPTError, server: str) -> str:
     else:
         lines = [f"error: {error.message}"]
     advice = _advice(error)
-    return "\n".join([*lines, advice] if advice else lines)
+    if advice:
+        lines.append(advice)
+    return "\n".join([*lines, *getattr(error, "__notes__", ())])
 
 
 def _advice(error: NanoGPTError) -> str:

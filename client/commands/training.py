@@ -1,14 +1,17 @@
 """Commands that follow a job: train a new one, watch an old one."""
 
+import uuid
 from typing import cast
 
 from client.arguments import Options, UsageError
+from client.client import Client
 from client.commands.connection import connect
 from client.commands.figures import count
 from client.commands.follow import follow, how_to_go_on
 from client.commands.output import print_json
 from client.commands.serving import watch_serving
 from client.commands.train_keys import TRAIN_KEYS
+from client.errors import DeadlineExceeded, Unavailable
 from client.exit_code import ExitCode
 from client.requests import ConfigValue
 from protos.nanogpt.v1.training_pb2 import Job
@@ -16,14 +19,7 @@ from protos.nanogpt.v1.training_pb2 import Job
 
 def train(options: Options) -> ExitCode:
     with connect(options) as client:
-        job = client.train(
-            options.text("dataset"),
-            model=options.text("model"),
-            preset=options.text("preset"),
-            request_id=options.text("request_id"),
-            priority=cast(int | None, options["priority"]),
-            **cast(dict[str, ConfigValue], options.some(TRAIN_KEYS)),
-        )
+        job = _queue(client, options)
         if options.flag("json"):
             print_json(job)
         else:
@@ -33,6 +29,25 @@ def train(options: Options) -> ExitCode:
                 print(how_to_go_on(job))
             return ExitCode.DONE
         return follow(client, job, 1, options.flag("json"))
+
+
+def _queue(client: Client, options: Options) -> Job:
+    request_id = options.text("request_id") or str(uuid.uuid4())
+    try:
+        return client.train(
+            options.text("dataset"),
+            model=options.text("model"),
+            preset=options.text("preset"),
+            request_id=request_id,
+            priority=cast(int | None, options["priority"]),
+            **cast(dict[str, ConfigValue], options.some(TRAIN_KEYS)),
+        )
+    except (DeadlineExceeded, Unavailable) as error:  # the answer may have been lost, not the job
+        error.add_note(
+            "The job may be queued all the same. "
+            f"The same command with --request_id={request_id} does not queue it twice."
+        )
+        raise
 
 
 def watch(options: Options) -> ExitCode:
