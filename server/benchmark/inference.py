@@ -205,19 +205,25 @@ class InferenceBenchmark:
         load, prompts = self._load, self._prompts()
         warm_up = itertools.islice(prompts, concurrency)
         await self._run(concurrency, warm_up, min(WARM_UP_TOKENS, load.completion_tokens))
-        windows: list[_Window] = []
-        while len(windows) < load.max_windows and not are_stable(windows):
+        windows: list[_Window] = []  # the last ones
+        num_windows = 0
+        while num_windows < load.max_windows and not await asyncio.to_thread(are_stable, windows):
             start = time.monotonic()
             requests = itertools.islice(prompts, load.requests or 4 * concurrency)
             laps = await self._run(concurrency, requests, load.completion_tokens)
-            windows.append(_Window(laps, time.monotonic() - start))
-        return self._summary(concurrency, windows)
+            window = _Window(laps, time.monotonic() - start)
+            windows = [*windows, window][-STABLE_WINDOWS:]
+            num_windows += 1
+        # in a thread, as above: there may be millions of gaps between tokens
+        return await asyncio.to_thread(self._summary, concurrency, windows, num_windows)
 
-    def _summary(self, concurrency: int, windows: Sequence[_Window]) -> InferenceResult:
+    def _summary(
+        self, concurrency: int, windows: Sequence[_Window], num_windows: int
+    ) -> InferenceResult:
+        """What the last windows say, of so many."""
         load, model = self._load, self._model
-        counted = windows[-STABLE_WINDOWS:]
-        laps = [lap for window in counted for lap in window.laps]
-        seconds = sum(window.seconds for window in counted)
+        laps = [lap for window in windows for lap in window.laps]
+        seconds = sum(window.seconds for window in windows)
         requests_per_second = len(laps) / seconds
         tokens_per_second = requests_per_second * load.completion_tokens
         flops = request_flops(model.model_config, load.prompt_tokens, load.completion_tokens)
@@ -237,7 +243,7 @@ class InferenceBenchmark:
             time_per_output_token_seconds=percentiles(lap.seconds_per_token for lap in laps),
             e2e_latency_seconds=percentiles(lap.total_seconds for lap in laps),
             goodput_requests_per_second=self._goodput(laps, seconds),
-            windows=len(windows),
+            windows=num_windows,
             is_stable=are_stable(windows) if load.max_windows >= STABLE_WINDOWS else None,
             precision=model.precision,
         )
