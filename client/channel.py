@@ -34,6 +34,9 @@ def channel_options() -> list[tuple[str, int | str]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.max_send_message_length", 2 << 20),  # what a server takes
         ("grpc.max_receive_message_length", 4 << 20),  # what it sends at most
+        # how long one attempt to connect may last: less than any call, or a host that drops packets
+        # would look like a slow server
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),  # a restarted server is found within 5 s
     ]

@@ -122,6 +122,15 @@ def test_options_keep_connections_alive_and_bound_messages():
     assert options["grpc.max_receive_message_length"] == 4 << 20
 
 
+def test_a_server_that_does_not_take_a_connection_is_unreachable_within_any_deadline():
+    seconds = dict(channel_options())["grpc.min_reconnect_backoff_ms"] / 1000
+    assert all(
+        method.deadline_seconds > seconds
+        for method in vars(methods).values()
+        if isinstance(method, Method)
+    )
+
+
 # Generating
 
 
