@@ -354,6 +354,19 @@ async def test_jobs_are_listed_newest_first_in_pages(server: Server) -> None:
     assert found == ids[::-1]
 
 
+async def test_a_page_ends_before_it_is_too_big_for_a_message(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = {**TINY, "sample_prompts": ["x" * 256] * 16}
+    ids = [(await server.train(config=big)).id for _ in range(5)][::-1]
+    size = (await server.job(ids[0])).ByteSize()
+    for max_bytes, expected in ((1, ids[:1]), (size * 5 // 2, ids[:2]), (size * 6, ids)):
+        monkeypatch.setattr(training_service, "MAX_PAGE_BYTES", max_bytes)
+        page = await server.stub.ListJobs(pb.ListJobsRequest())
+        assert [job.id for job in page.jobs] == expected
+        assert page.next_page_token == ("" if expected == ids else expected[-1])
+
+
 @pytest.mark.parametrize(
     ("request_", "field"),
     [

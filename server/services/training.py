@@ -40,6 +40,8 @@ HEARTBEAT_SECONDS = 15.0
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
+MAX_PAGE_BYTES = 3_500_000
+"""Of the jobs in a page: clients take messages of 4 MiB."""
 
 COMPILE_SWITCHES = {"true": "on", "false": "off"}
 """nanoGPT's `compile` is a boolean."""
@@ -81,9 +83,16 @@ class TrainingService(pb_grpc.TrainingServiceServicer):
         except NotFound:
             problem = "must be the next_page_token of an earlier response"
             raise InvalidArgument([Violation("page_token", problem)]) from None
-        return pb.ListJobsResponse(
-            jobs=[_job(report) for report in reports], next_page_token=next_page_token
-        )
+        page = pb.ListJobsResponse(next_page_token=next_page_token)
+        num_bytes = 0
+        for report in reports:
+            job = _job(report)
+            num_bytes += job.ByteSize()
+            if page.jobs and num_bytes > MAX_PAGE_BYTES:
+                page.next_page_token = page.jobs[-1].id
+                break
+            page.jobs.append(job)
+        return page
 
     async def CancelJob(
         self, request: pb.CancelJobRequest, context: Context
