@@ -1,8 +1,9 @@
 """What a client can ask for, once for both clients: plain arguments in, a call to make out.
 
-Each function is a method of Client and AsyncClient and makes one RPC, whose errors, ranges and
-defaults are in protos/nanogpt/v1/. Generating, watching and uploading take more than one call or
-one message, so the clients have those themselves.
+Each function makes one RPC, whose errors, ranges and defaults are in protos/nanogpt/v1/, and is a
+method of Client and AsyncClient, but for jobs_page and export_pieces, of which they make jobs and
+export_model. Generating, watching and uploading take more than one call or one message, so the
+clients have those themselves.
 """
 
 from collections.abc import Sequence

@@ -67,8 +67,7 @@ class Method(Generic[Request, Response]):
 _QUICK = 10.0  # seconds; answered from memory or a small file
 _PLAIN = 30.0  # changes something small
 _HEAVY = 600.0  # generates, or reads weights
-_LONG = 86_400.0  # moves or measures as much as the caller asks for
-_FOLLOW = 86400.0  # lasts as long as a job does
+_LONG = 86_400.0  # takes as much as the caller asks for, or as long as a job does
 
 GENERATE = Method(inference.GenerateRequest, inference.GenerateResponse, _HEAVY)
 BENCHMARK = Method(inference.BenchmarkRequest, inference.BenchmarkResponse, _LONG)
@@ -79,7 +78,7 @@ DETOKENIZE = Method(
 SCORE = Method(inference.ScoreRequest, inference.ScoreResponse, _HEAVY, is_repeatable=True)
 
 TRAIN = Method(training.TrainRequest, training.TrainResponse, _HEAVY, is_repeatable=True)
-STREAM_METRICS = Method(training.StreamMetricsRequest, training.StreamMetricsResponse, _FOLLOW)
+STREAM_METRICS = Method(training.StreamMetricsRequest, training.StreamMetricsResponse, _LONG)
 GET_JOB = Method(training.GetJobRequest, training.GetJobResponse, _QUICK, is_repeatable=True)
 LIST_JOBS = Method(training.ListJobsRequest, training.ListJobsResponse, _QUICK, is_repeatable=True)
 CANCEL_JOB = Method(training.CancelJobRequest, training.CancelJobResponse, _PLAIN)
@@ -92,7 +91,7 @@ PIN_CHECKPOINT = Method(training.PinCheckpointRequest, training.PinCheckpointRes
 DELETE_CHECKPOINT = Method(
     training.DeleteCheckpointRequest, training.DeleteCheckpointResponse, _PLAIN
 )
-STREAM_LOGS = Method(training.StreamLogsRequest, training.StreamLogsResponse, _FOLLOW)
+STREAM_LOGS = Method(training.StreamLogsRequest, training.StreamLogsResponse, _LONG)
 
 LIST_MODELS = Method(
     models.ListModelsRequest, models.ListModelsResponse, _QUICK, is_repeatable=True

@@ -676,8 +676,8 @@ def test_watch_shows_how_models_are_doing(server, run):
     missed, figures, idle = out.splitlines()
     assert missed == "too slow for 1 second: left out"
     assert figures == (
-        "bard@2,000  3 running, 1 waiting  123 tokens/s  first token 1.0/2.0/3.0 ms  "
-        "gap 1.0/2.0/3.0 ms  KV cache 50.0 %  43.1 MB"
+        "bard@2,000  3 running, 1 waiting  123 tokens/s  first token 1.0 / 2.0 / 3.0 ms  "
+        "gap 1.0 / 2.0 / 3.0 ms  KV cache 50.0 %  43.1 MB"
     )
     assert idle == "no model is loaded"
     shown = objects(run("watch", "--serving", "--json")[1])

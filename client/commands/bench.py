@@ -9,7 +9,7 @@ from rich.console import Console
 from client.arguments import Options, UsageError
 from client.client import Client
 from client.commands.connection import connect
-from client.commands.figures import count, milliseconds, percent, size
+from client.commands.figures import count, percent, size, spread
 from client.commands.output import print_fields, print_json, print_table
 from client.commands.table import INFERENCE_BENCH_KEYS, PICTURE, TRAINING_BENCH_KEYS
 from client.exit_code import ExitCode
@@ -138,9 +138,9 @@ def _row(result: InferenceResult) -> tuple[str, ...]:
         count(result.completed),
         f"{result.tokens_per_second:,.1f}",
         f"{result.requests_per_second:,.2f}",
-        _spread(result.time_to_first_token_seconds),
-        _spread(result.inter_token_latency_seconds),
-        _spread(result.e2e_latency_seconds),
+        spread(result.time_to_first_token_seconds),
+        spread(result.inter_token_latency_seconds),
+        spread(result.e2e_latency_seconds),
         _goodput(result),
         percent(result.mfu) if result.HasField("mfu") else "",
         percent(result.mbu) if result.HasField("mbu") else "",
@@ -163,14 +163,10 @@ def _windows(result: InferenceResult) -> str:
 
 
 def _training_fields(result: TrainingResult) -> Iterator[tuple[str, str]]:
-    yield "step ms p50/p95/p99", _spread(result.step_seconds)
+    yield "step ms p50/p95/p99", spread(result.step_seconds)
     yield "tokens/s", f"{result.tokens_per_second:,.1f}"
     yield "GFLOP a step", f"{result.flops_per_step / 1e9:,.1f}"
     yield "MFU", percent(result.mfu) if result.HasField("mfu") else ""
     yield "loss", f"{result.loss:.4f}"
     yield "peak memory", size(result.peak_memory_bytes)
     yield "parameters", count(result.parameter_count)
-
-
-def _spread(found: Percentiles) -> str:
-    return " / ".join(milliseconds(seconds) for seconds in (found.p50, found.p95, found.p99))

@@ -2,17 +2,15 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import Progress
 
 from client.arguments import Options, UsageError
 from client.commands.connection import connect
 from client.commands.figures import count, size
 from client.commands.help import PROGRAM
-from client.commands.output import print_json
+from client.commands.output import print_json, transfer_bar
 from client.exit_code import ExitCode
 from protos.nanogpt.v1.models_pb2 import Model
 
@@ -58,18 +56,10 @@ def import_files(options: Options) -> ExitCode:
 
 
 def _bar(model: Model) -> Progress:
-    """A progress bar of the download on stderr, if that is a terminal.
+    """A progress bar of the download.
 
     Its end is the size of the weights: a format adds little to them, and says it only at the end.
     """
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-    )
+    bar = transfer_bar()
     bar.add_task(f"exporting {model.name}", total=BYTES_PER_WEIGHT * model.parameter_count)
     return bar

@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from protos.nanogpt.v1.inference_pb2 import Percentiles
+
 
 def count(number: int) -> str:
     """1234567 -> `1,234,567`."""
@@ -29,6 +31,11 @@ def duration(seconds: float) -> str:
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f}"
+
+
+def spread(of: Percentiles) -> str:
+    """Median, 95th and 99th percentile in milliseconds: `1.2 / 3.4 / 5.6`."""
+    return " / ".join(map(milliseconds, (of.p50, of.p95, of.p99)))
 
 
 def percent(ratio: float) -> str:

@@ -1,4 +1,4 @@
-"""Ways to print: JSON lines and tables."""
+"""Ways to print: JSON lines, tables and the progress of a transfer."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 
@@ -56,6 +57,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     console().print(table)
+
+
+def transfer_bar() -> Progress:
+    """A progress bar of bytes on stderr, if that is a terminal. Its tasks are the caller's."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
 
 
 def print_fields(rows: Iterable[tuple[str, str]]) -> None:

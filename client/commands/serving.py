@@ -2,10 +2,9 @@
 
 from client.arguments import Options
 from client.commands.connection import connect
-from client.commands.figures import count, milliseconds, percent, size
+from client.commands.figures import count, percent, size, spread
 from client.commands.output import print_json
 from client.exit_code import ExitCode
-from protos.nanogpt.v1.inference_pb2 import Percentiles
 from protos.nanogpt.v1.training_pb2 import ModelFigures, ServingFigures
 
 
@@ -34,15 +33,10 @@ def _model_text(model: ModelFigures) -> str:
         f"{count(round(model.generation_tokens_per_second))} tokens/s",
     ]
     if model.HasField("time_to_first_token_seconds"):
-        parts.append(f"first token {_spread(model.time_to_first_token_seconds)}")
+        parts.append(f"first token {spread(model.time_to_first_token_seconds)} ms")
     if model.HasField("inter_token_latency_seconds"):
-        parts.append(f"gap {_spread(model.inter_token_latency_seconds)}")
+        parts.append(f"gap {spread(model.inter_token_latency_seconds)} ms")
     parts.append(f"KV cache {percent(model.kv_cache_usage_ratio)}")
     if model.HasField("prefix_cache_hit_ratio"):
         parts.append(f"prefix cache {percent(model.prefix_cache_hit_ratio)}")
     return "  ".join([*parts, size(model.memory_bytes)])
-
-
-def _spread(of: Percentiles) -> str:
-    """Median, 95th and 99th percentile."""
-    return f"{'/'.join(map(milliseconds, (of.p50, of.p95, of.p99)))} ms"

@@ -1,15 +1,12 @@
 """A progress bar for making a dataset: first what is sent, then what the server does with it."""
 
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
 from client.client import Client
 from client.commands.datasets import phase_name
+from client.commands.output import transfer_bar
 from client.errors import NanoGPTError
 from protos.nanogpt.v1.datasets_pb2 import DatasetInProgress
 
@@ -22,29 +19,20 @@ class UploadBar:
     def __init__(self, client: Client, name: str, label: str, size_bytes: int) -> None:
         """`name` is the dataset's, `label` names what is uploaded, of about `size_bytes`."""
         self._client, self._name, self._size_bytes = client, name, size_bytes
-        self._shown = sys.stderr.isatty()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            console=Console(stderr=True),
-            disable=not self._shown,
-            transient=True,
-        )
+        self._bar = transfer_bar()
         self._task = self._bar.add_task(f"uploading {label}", total=size_bytes)
         self._ended = threading.Event()
         self._poll = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> Self:
         self._bar.start()
-        if self._shown:
+        if not self._bar.disable:
             self._poll.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
-        if self._shown:
+        if not self._bar.disable:
             self._poll.join()
         self._bar.stop()
 
