@@ -13,7 +13,7 @@ from nanogpt.inference.events import Failed, Finished
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.errors import InvalidArgument
 from server.services.generation import request_from_pb
-from server.services.numbers import decimal
+from server.services.scalars import decimal
 
 FLOATS = st.floats(width=32)
 IDS = st.integers(-(1 << 31), (1 << 31) - 1)

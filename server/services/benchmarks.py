@@ -10,7 +10,7 @@ from protos.nanogpt.v1 import inference_pb2 as pb
 from server.benchmark.inference import DeviceInfo, InferenceLoad, InferenceResult
 from server.benchmark.training import TrainingResult
 from server.errors import InvalidArgument
-from server.services.numbers import decimal
+from server.services.scalars import decimal
 
 
 def inference_load_from_pb(message: pb.InferenceBenchmark) -> InferenceLoad:

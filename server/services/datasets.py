@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from nanogpt.datasets.shipped import SHIPPED, ShippedDataset
 from nanogpt.option import Violation
@@ -18,6 +17,7 @@ from protos.nanogpt.v1 import datasets_pb2_grpc as pb_grpc
 from server.dataset_request import DatasetRequest, new_dataset
 from server.dataset_store import TEXT, DatasetInfo, DatasetInProgress, DatasetStore, NewDataset
 from server.errors import InvalidArgument
+from server.services.scalars import timestamp
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -106,8 +106,7 @@ def _new_dataset(spec: pb.DatasetSpec) -> NewDataset:
 
 
 def _dataset(info: DatasetInfo) -> pb.Dataset:
-    meta, create_time = info.meta, Timestamp()
-    create_time.FromMicroseconds(round(meta.create_time * 1e6))
+    meta = info.meta
     return pb.Dataset(
         name=info.name,
         tokenizer=TOKENIZER_NUMBERS[meta.tokenizer["kind"]],
@@ -117,7 +116,7 @@ def _dataset(info: DatasetInfo) -> pb.Dataset:
         characters=meta.characters or 0,
         encoding=meta.encoding or "",
         source_sha256=meta.source_sha256 or "",
-        create_time=create_time,
+        create_time=timestamp(meta.create_time),
         report=None if meta.report is None else pb.DatasetReport(**asdict(meta.report)),
         size_bytes=info.size_bytes,
     )

@@ -15,7 +15,7 @@ from nanogpt.tokenizer import Tokenizer
 from protos.nanogpt.v1 import inference_pb2 as pb
 from server.errors import InvalidArgument
 from server.models.loaded import LoadedModel
-from server.services.numbers import decimal
+from server.services.scalars import decimal
 from server.serving.generation_request import new_request, sampling_from, stopping_from
 from server.serving.request_stream import RequestStream, Timings
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from nanogpt.config import ModelConfig
 from nanogpt.option import Violation
@@ -20,6 +19,7 @@ from server.models.reference import FORMS
 from server.models.runners import precision_of
 from server.models.store import ModelInfo, ModelStore
 from server.names import name_violations
+from server.services.scalars import timestamp
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -107,15 +107,14 @@ class ModelService(pb_grpc.ModelServiceServicer):
 
 
 def model_to_pb(info: ModelInfo) -> pb.Model:
-    meta, create_time = info.meta, Timestamp()
-    create_time.FromMicroseconds(round(meta.create_time * 1e6))
+    meta = info.meta
     return pb.Model(
         name=info.name,
         config=model_config_to_pb(meta.model_config),
         parameter_count=info.parameter_count,
         state=STATES[info.state],
         job_id=meta.job_id,
-        create_time=create_time,
+        create_time=timestamp(meta.create_time),
         step=meta.step,
         val_loss=meta.val_loss,
         tokenizer=meta.tokenizer["kind"],

@@ -21,7 +21,7 @@ from nanogpt.training.events import (
     Sample,
     StepMetrics,
 )
-from protos.nanogpt.v1 import inference_pb2, models_pb2
+from protos.nanogpt.v1 import inference_pb2
 from protos.nanogpt.v1 import training_pb2 as pb
 from protos.nanogpt.v1 import training_pb2_grpc as pb_grpc
 from server.errors import InvalidArgument, NotFound
@@ -31,6 +31,8 @@ from server.jobs.service import JobService, Report
 from server.jobs.submission import Submission
 from server.jobs.tail import Gap
 from server.models.monitor import ModelFigures, ServingFigures, ServingMonitor
+from server.services.models import model_config_to_pb
+from server.services.scalars import timestamp
 from server.serving.figures import Percentiles
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -205,9 +207,9 @@ def _job(report: Report) -> pb.Job:
         ),
         best_val_loss=progress.best_val_loss,
         remaining_seconds=_remaining_seconds(report),
-        create_time=_timestamp(job.create_time),
-        start_time=_timestamp(job.start_time),
-        end_time=_timestamp(job.end_time),
+        create_time=timestamp(job.create_time),
+        start_time=_time(job.start_time),
+        end_time=_time(job.end_time),
         attempts=[_attempt(attempt) for attempt in job.attempts],
         history=[_state_change(standing) for standing in report.history],
         priority=job.priority,
@@ -222,8 +224,8 @@ def _remaining_seconds(report: Report) -> float | None:
 def _attempt(attempt: Attempt) -> pb.Job.Attempt:
     return pb.Job.Attempt(
         number=attempt.number,
-        start_time=_timestamp(attempt.start_time),
-        end_time=_timestamp(attempt.end_time),
+        start_time=timestamp(attempt.start_time),
+        end_time=_time(attempt.end_time),
         exit_code=attempt.exit_code,
         ending=attempt.ending,
         first_step=attempt.first_step,
@@ -243,7 +245,7 @@ def _state_change(standing: Standing) -> pb.StateChange:
         state=_state(standing),
         reason=_reason(standing),
         error=standing.error,
-        time=_timestamp(standing.since),
+        time=timestamp(standing.since),
     )
 
 
@@ -263,7 +265,7 @@ def _skipped(gap: Gap) -> pb.StreamMetricsResponse:
 def _serving(figures: ServingFigures) -> pb.StreamMetricsResponse:
     models = [_model_figures(model) for model in figures.models]
     return pb.StreamMetricsResponse(
-        time=_timestamp(figures.time),
+        time=timestamp(figures.time),
         serving=pb.ServingFigures(models=models, skipped=figures.skipped),
     )
 
@@ -290,7 +292,7 @@ def _percentiles(found: Percentiles | None) -> inference_pb2.Percentiles | None:
 
 
 def _event(event: Event) -> pb.StreamMetricsResponse:
-    message = pb.StreamMetricsResponse(sequence=event.sequence, time=_timestamp(event.time))
+    message = pb.StreamMetricsResponse(sequence=event.sequence, time=timestamp(event.time))
     match event.body:
         case RunStarted() as body:
             message.started.CopyFrom(_run_started(body))
@@ -309,9 +311,8 @@ def _event(event: Event) -> pb.StreamMetricsResponse:
 
 def _run_started(body: RunStarted) -> pb.RunStarted:
     values = asdict(body)
-    shape = values.pop("model_config")
-    del shape["dropout"]  # training only: not part of a network's shape
-    return pb.RunStarted(model_config=models_pb2.ModelConfig(**shape), **values)
+    values["model_config"] = model_config_to_pb(body.model_config)
+    return pb.RunStarted(**values)
 
 
 def _step(body: StepMetrics) -> pb.StepMetrics:
@@ -332,7 +333,7 @@ def _checkpoint(found: CheckpointWritten | CheckpointMeta, is_best: bool) -> pb.
         val_loss=found.val_loss,
         is_best=is_best,
         size_bytes=found.size_bytes,
-        create_time=_timestamp(found.create_time),
+        create_time=timestamp(found.create_time),
     )
 
 
@@ -342,9 +343,5 @@ def _checkpoint_info(info: CheckpointInfo) -> pb.Checkpoint:
     return checkpoint
 
 
-def _timestamp(seconds: float | None) -> Timestamp | None:
-    if seconds is None:
-        return None
-    timestamp = Timestamp()
-    timestamp.FromMicroseconds(round(seconds * 1e6))
-    return timestamp
+def _time(seconds: float | None) -> Timestamp | None:
+    return None if seconds is None else timestamp(seconds)
