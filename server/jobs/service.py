@@ -60,6 +60,12 @@ class Report:
     history: tuple[Standing, ...] = ()
     """Where it has stood, oldest first; only in the report of one job."""
 
+    @property
+    def remaining_seconds(self) -> float | None:
+        """An estimate; None unless the job runs and its speed is known."""
+        running = self.job.state is JobState.RUNNING
+        return self.progress.remaining_seconds(self.job.config) if running else None
+
 
 @dataclass(frozen=True, slots=True)
 class LogPiece:

@@ -26,7 +26,7 @@ from protos.nanogpt.v1 import training_pb2 as pb
 from protos.nanogpt.v1 import training_pb2_grpc as pb_grpc
 from server.errors import InvalidArgument, NotFound
 from server.jobs.checkpoints import CheckpointInfo
-from server.jobs.job import Attempt, JobState, Standing
+from server.jobs.job import Attempt, Standing
 from server.jobs.service import JobService, Report
 from server.jobs.submission import Submission
 from server.jobs.tail import Gap
@@ -206,7 +206,7 @@ def _job(report: Report) -> pb.Job:
             _evaluation(progress.latest_evaluation) if progress.latest_evaluation else None
         ),
         best_val_loss=progress.best_val_loss,
-        remaining_seconds=_remaining_seconds(report),
+        remaining_seconds=report.remaining_seconds,
         create_time=timestamp(job.create_time),
         start_time=_time(job.start_time),
         end_time=_time(job.end_time),
@@ -214,11 +214,6 @@ def _job(report: Report) -> pb.Job:
         history=[_state_change(standing) for standing in report.history],
         priority=job.priority,
     )
-
-
-def _remaining_seconds(report: Report) -> float | None:
-    running = report.job.state is JobState.RUNNING
-    return report.progress.remaining_seconds(report.job.config) if running else None
 
 
 def _attempt(attempt: Attempt) -> pb.Job.Attempt:

@@ -29,7 +29,7 @@ from nanogpt.training.events import Event, to_json_line
 from server.dataset_store import DatasetStore
 from server.errors import ServiceError
 from server.health import Health
-from server.jobs.job import JobState, Standing
+from server.jobs.job import Standing
 from server.jobs.service import JobService, Report
 from server.jobs.submission import Submission
 from server.web.body import Body
@@ -175,9 +175,7 @@ def summary(report: Report) -> dict[str, Any]:
             asdict(progress.latest_evaluation) if progress.latest_evaluation else None
         ),
         "best_val_loss": progress.best_val_loss,
-        "remaining_seconds": (
-            progress.remaining_seconds(job.config) if job.state is JobState.RUNNING else None
-        ),
+        "remaining_seconds": report.remaining_seconds,
         "create_time": job.create_time,
         "start_time": job.start_time,
         "end_time": job.end_time,
