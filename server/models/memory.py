@@ -53,7 +53,7 @@ class ModelState(StrEnum):
 
 
 @dataclass(eq=False, slots=True)
-class _Slot:
+class _Entry:
     """What is in memory, or on its way there, for one reference."""
 
     reference: str
@@ -124,8 +124,8 @@ class ModelMemory:
         self._precision = precision
         self._kernels = kernels
         self._batch_invariant = batch_invariant
-        self._slots: dict[str, _Slot] = {}  # by canonical reference
-        self._in_memory: list[LoadedModel] = []  # those of slots, and retired ones still held
+        self._entries: dict[str, _Entry] = {}  # by canonical reference
+        self._in_memory: list[LoadedModel] = []  # those of entries, and retired ones still held
         self._used_bytes = 0  # by these, and by loads under way
         self._making_room = asyncio.Lock()
         self._building = asyncio.Semaphore(MAX_LOADS)
@@ -146,20 +146,20 @@ class ModelMemory:
 
     def state(self, reference: str) -> ModelState:
         """Where the model of a canonical reference is."""
-        slot = self._slots.get(reference)
-        return ModelState.UNLOADED if slot is None else slot.state
+        entry = self._entries.get(reference)
+        return ModelState.UNLOADED if entry is None else entry.state
 
     def loaded(self, reference: str) -> LoadedModel | None:
         """The model of a canonical reference, if it is in memory."""
-        slot = self._slots.get(reference)
-        return None if slot is None else slot.model
+        entry = self._entries.get(reference)
+        return None if entry is None else entry.model
 
     def loaded_references(self, name: str) -> list[str]:
         """References to the files of a model, NAME and NAME@STEP, that are loaded or loading."""
         return [
-            slot.reference
-            for slot in self._slots.values()
-            if slot.reference.partition("@")[0] == name and slot.state is not ModelState.UNLOADED
+            entry.reference
+            for entry in self._entries.values()
+            if entry.reference.partition("@")[0] == name and entry.state is not ModelState.UNLOADED
         ]
 
     @property
@@ -186,7 +186,7 @@ class ModelMemory:
         precision = precision or self._precision
         check_precision(precision, self._device, self._kernels)
         with (await self._ready(reference, field, precision)).held() as model:
-            self._slots[model.ref.reference].is_pinned = True
+            self._entries[model.ref.reference].is_pinned = True
 
     async def adopt_kernels(self) -> None:
         """Waits for native kernels, then loads anew what PyTorch has served until then.
@@ -195,24 +195,24 @@ class ModelMemory:
         """
         if await self._kernels.made() is None:
             return
-        slots = list(self._slots.values())
-        while slots := [slot for slot in slots if not await self._adopt_kernels(slot)]:
+        entries = list(self._entries.values())
+        while entries := [entry for entry in entries if not await self._adopt_kernels(entry)]:
             await self._any_room()
 
-    async def _adopt_kernels(self, slot: _Slot) -> bool:
+    async def _adopt_kernels(self, entry: _Entry) -> bool:
         """Whether that has come to its end, good or bad; if not, models in use are in the way."""
-        if slot.loading is not None:
-            await asyncio.wait([slot.loading])
-        if slot.model is None or slot.model.is_native:
+        if entry.loading is not None:
+            await asyncio.wait([entry.loading])
+        if entry.model is None or entry.model.is_native:
             return True
         try:
-            await self._load_once(slot, slot.model.ref, slot.model.precision)
+            await self._load_once(entry, entry.model.ref, entry.model.precision)
         except ServiceError as error:
             if isinstance(error, ResourceExhausted) and error.retry_seconds is not None:
                 return False
-            logger.warning("%s goes on with PyTorch: %s", slot.reference, error.message)
+            logger.warning("%s goes on with PyTorch: %s", entry.reference, error.message)
         except Exception:  # a bug of ours must not keep the kernels from other models
-            logger.exception("%s goes on with PyTorch", slot.reference)
+            logger.exception("%s goes on with PyTorch", entry.reference)
         return True
 
     async def _any_room(self) -> None:
@@ -228,17 +228,17 @@ class ModelMemory:
 
     async def release(self, reference: str) -> None:
         """Frees the model of a canonical reference, once it is loaded and nobody holds it."""
-        slot = self._slots.get(reference)
-        if slot is not None and slot.loading is not None:
-            await asyncio.wait([slot.loading])
-        if slot is not None and slot.model is not None:
-            slot.is_pinned = False
-            await asyncio.shield(self._retire(slot))
+        entry = self._entries.get(reference)
+        if entry is not None and entry.loading is not None:
+            await asyncio.wait([entry.loading])
+        if entry is not None and entry.model is not None:
+            entry.is_pinned = False
+            await asyncio.shield(self._retire(entry))
 
     async def end_requests(self) -> None:
         """Loads nothing more; whoever waits for a model or reads from one gets Unavailable."""
         self._is_stopping = True
-        loads = [slot.loading for slot in self._slots.values() if slot.loading is not None]
+        loads = [entry.loading for entry in self._entries.values() if entry.loading is not None]
         for load in loads:
             load.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
@@ -247,9 +247,9 @@ class ModelMemory:
     async def stop(self) -> None:
         """Frees everything, once nobody holds it. Requests that still run end with Unavailable."""
         await self.end_requests()
-        for slot in list(self._slots.values()):
-            if slot.model is not None:
-                self._retire(slot)
+        for entry in list(self._entries.values()):
+            if entry.model is not None:
+                self._retire(entry)
         await asyncio.gather(*self._freeing)
 
     # --- loading ---------------------------------------------------------------------------------
@@ -258,10 +258,10 @@ class ModelMemory:
         self, reference: str, field: str, precision: Precision | None = None
     ) -> LoadedModel:
         """The model to use now; whoever awaits it can hold it before anything else happens."""
-        slot = self._slots.get(reference)
-        if slot is not None and slot.model is not None and slot.model.ref.is_final:
-            if slot.serves(slot.model.ref, precision):
-                return slot.model  # spares a look at the disk
+        entry = self._entries.get(reference)
+        if entry is not None and entry.model is not None and entry.model.ref.is_final:
+            if entry.serves(entry.model.ref, precision):
+                return entry.model  # spares a look at the disk
         while True:
             ref = await asyncio.to_thread(self._catalog.resolve, reference, field)
             try:
@@ -272,63 +272,63 @@ class ModelMemory:
                 # pruned meanwhile in favour of a newer checkpoint
 
     async def _ready_for(self, ref: ModelRef, precision: Precision | None) -> LoadedModel:
-        slot = self._slots.setdefault(ref.reference, _Slot(ref.reference, self._precision))
-        slot.num_waiting += 1
+        entry = self._entries.setdefault(ref.reference, _Entry(ref.reference, self._precision))
+        entry.num_waiting += 1
         try:
-            while not slot.serves(ref, precision):
-                await self._load_once(slot, ref, precision or slot.precision)
+            while not entry.serves(ref, precision):
+                await self._load_once(entry, ref, precision or entry.precision)
         except Exception as error:
-            if slot.model is None or slot.model.engine.has_ended:
+            if entry.model is None or entry.model.engine.has_ended:
                 raise
-            if precision is not None and slot.model.precision != precision:
+            if precision is not None and entry.model.precision != precision:
                 raise  # it was asked for: an older answer is none
             if isinstance(error, (DataLoss, NotFound)):
-                slot.refused = ref
-            step = slot.model.weight_version
+                entry.refused = ref
+            step = entry.model.weight_version
             logger.warning("%s goes on with step %d", ref.reference, step, exc_info=error)
         finally:
-            slot.num_waiting -= 1
-            self._forget_if_empty(slot)
-        assert slot.model is not None
-        return slot.model
+            entry.num_waiting -= 1
+            self._forget_if_empty(entry)
+        assert entry.model is not None
+        return entry.model
 
-    async def _load_once(self, slot: _Slot, ref: ModelRef, precision: Precision) -> None:
+    async def _load_once(self, entry: _Entry, ref: ModelRef, precision: Precision) -> None:
         """Waits for the load under way, or for a new one. Going away does not stop it."""
         if not self._is_stopping:
-            if slot.loading is None:
-                slot.loading = asyncio.create_task(self._load(slot, ref, precision))
-                slot.loading.add_done_callback(lambda load: self._end_load(slot, load))
-            load = slot.loading
+            if entry.loading is None:
+                entry.loading = asyncio.create_task(self._load(entry, ref, precision))
+                entry.loading.add_done_callback(lambda load: self._end_load(entry, load))
+            load = entry.loading
             await asyncio.wait([load])
             if not load.cancelled():
                 return load.result()
         raise Unavailable("the server is stopping; try another one, or later")
 
-    def _end_load(self, slot: _Slot, load: asyncio.Task[None]) -> None:
-        slot.loading = None
+    def _end_load(self, entry: _Entry, load: asyncio.Task[None]) -> None:
+        entry.loading = None
         if not load.cancelled():
             load.exception()  # seen, also if nobody waits any more
-        self._forget_if_empty(slot)
+        self._forget_if_empty(entry)
 
-    async def _load(self, slot: _Slot, ref: ModelRef, precision: Precision) -> None:
-        """Puts a model into its slot, whose files are kept as long as it is in memory."""
+    async def _load(self, entry: _Entry, ref: ModelRef, precision: Precision) -> None:
+        """Puts a model into its entry, whose files are kept as long as it is in memory."""
         files = ExitStack()
         try:
             await asyncio.to_thread(files.enter_context, self._catalog.kept(ref))
-            await self._load_kept(slot, ref, precision, files)
+            await self._load_kept(entry, ref, precision, files)
         except BaseException:
             await asyncio.to_thread(files.close)
             raise
 
     async def _load_kept(
-        self, slot: _Slot, ref: ModelRef, precision: Precision, files: ExitStack
+        self, entry: _Entry, ref: ModelRef, precision: Precision, files: ExitStack
     ) -> None:
-        """Puts a model into its slot, in place of an older or a dead one."""
+        """Puts a model into its entry, in place of an older or a dead one."""
         start = time.monotonic()
         meta = await asyncio.to_thread(self._catalog.read, ref)
         library = await asyncio.to_thread(kernels_for, precision, self._kernels)
         memory_bytes = memory_bytes_of(meta.model_config, self._num_slots, precision, library)
-        await self._make_room(memory_bytes, slot)
+        await self._make_room(memory_bytes, entry)
         try:
             async with self._building:
                 engine, tokenizer = await asyncio.to_thread(
@@ -354,10 +354,10 @@ class ModelMemory:
             loop=asyncio.get_running_loop(),
         )
         thread.start()
-        if slot.model is not None:
-            self._retire(slot)
-        slot.precision = precision
-        slot.model = LoadedModel(
+        if entry.model is not None:
+            self._retire(entry)
+        entry.precision = precision
+        entry.model = LoadedModel(
             ref=ref,
             weight_version=meta.step,
             tokenizer=tokenizer,
@@ -372,7 +372,7 @@ class ModelMemory:
             files=files,
             last_used_at=time.monotonic(),
         )
-        self._in_memory.append(slot.model)
+        self._in_memory.append(entry.model)
         seconds = time.monotonic() - start
         self._metrics.weight_load_duration_seconds.labels(model=ref.name).set(seconds)
         self._metrics.weight_version_info.labels(model=ref.name, version=str(meta.step)).set(1)
@@ -387,51 +387,51 @@ class ModelMemory:
 
     # --- making room -----------------------------------------------------------------------------
 
-    async def _make_room(self, needed_bytes: int, slot: _Slot) -> None:
+    async def _make_room(self, needed_bytes: int, entry: _Entry) -> None:
         """Reserves memory, retiring idle models if need be, the one longest unused first.
 
-        A slot's own older version goes last, since it is what serves if the load fails. Raises
+        An entry's own older version goes last, since it is what serves if the load fails. Raises
         ResourceExhausted, with nothing retired, if all that is not enough.
         """
         async with self._making_room:  # or two loads would count on the same bytes
-            kept_bytes = self._used_bytes - sum(other.memory_bytes for other in self._idle(slot))
+            kept_bytes = self._used_bytes - sum(other.memory_bytes for other in self._idle(entry))
             if kept_bytes + needed_bytes > self._memory_bytes:
-                raise self._does_not_fit(needed_bytes, kept_bytes, slot)
+                raise self._does_not_fit(needed_bytes, kept_bytes, entry)
             while self._used_bytes + needed_bytes > self._memory_bytes:
-                idle = self._idle(slot)  # anew each time: models come into use meanwhile
+                idle = self._idle(entry)  # anew each time: models come into use meanwhile
                 if not idle:
-                    raise self._does_not_fit(needed_bytes, self._used_bytes, slot)
+                    raise self._does_not_fit(needed_bytes, self._used_bytes, entry)
                 await asyncio.shield(self._retire(idle[0]))
             self._used_bytes += needed_bytes
 
-    def _idle(self, slot: _Slot) -> list[_Slot]:
-        """Slots whose models may make room for that of `slot`, in the order of going."""
+    def _idle(self, entry: _Entry) -> list[_Entry]:
+        """Entries whose models may make room for that of `entry`, in the order of going."""
         idle = [
             other
-            for other in self._slots.values()
-            if other is not slot
+            for other in self._entries.values()
+            if other is not entry
             and other.model is not None
             and not (other.is_held or other.num_waiting or other.is_pinned)
         ]
         idle.sort(key=lambda other: other.last_used_at)
-        return [*idle, slot] if slot.model and not slot.is_held else idle
+        return [*idle, entry] if entry.model and not entry.is_held else idle
 
-    def _does_not_fit(self, needed: int, kept: int, slot: _Slot) -> ResourceExhausted:
+    def _does_not_fit(self, needed: int, kept: int, entry: _Entry) -> ResourceExhausted:
         is_leaving = bool(self._freeing) or any(model.num_holders for model in self._in_memory)
         may_end = needed <= self._memory_bytes and is_leaving
         return ResourceExhausted(
-            f"model {slot.reference} needs {_megabytes(needed)}; of the "
+            f"model {entry.reference} needs {_megabytes(needed)}; of the "
             f"{_megabytes(self._memory_bytes)} that models may take together "
             f"{_megabytes(kept)} are in use or kept by LoadModel",
             RETRY_SECONDS if may_end else None,
             limit="model_memory",
         )
 
-    def _retire(self, slot: _Slot) -> asyncio.Task[None]:
-        """Takes the model out of its slot; it is freed once nobody holds it."""
-        model, slot.model = slot.model, None
+    def _retire(self, entry: _Entry) -> asyncio.Task[None]:
+        """Takes the model out of its entry; it is freed once nobody holds it."""
+        model, entry.model = entry.model, None
         assert model is not None
-        self._forget_if_empty(slot)
+        self._forget_if_empty(entry)
         task = asyncio.create_task(self._free(model))
         self._freeing.add(task)
         task.add_done_callback(self._freeing.discard)
@@ -450,10 +450,10 @@ class ModelMemory:
             self._metrics.weight_version_info.remove(model.name, str(model.weight_version))
         logger.info("freed %s, step %d", model.ref.reference, model.weight_version)
 
-    def _forget_if_empty(self, slot: _Slot) -> None:
-        is_empty = slot.state is ModelState.UNLOADED and not slot.num_waiting
-        if is_empty and self._slots.get(slot.reference) is slot:
-            del self._slots[slot.reference]
+    def _forget_if_empty(self, entry: _Entry) -> None:
+        is_empty = entry.state is ModelState.UNLOADED and not entry.num_waiting
+        if is_empty and self._entries.get(entry.reference) is entry:
+            del self._entries[entry.reference]
 
 
 def _megabytes(num_bytes: int) -> str:
