@@ -11,10 +11,11 @@ from nanogpt.training.events import (
     Body,
     CheckpointWritten,
     Evaluation,
+    EventWriter,
     RunStarted,
     StepMetrics,
 )
-from nanogpt.training.run_directory import STARTED_PREFIX, EventWriter, RunDirectory
+from nanogpt.training.run_directory import STARTED_PREFIX, RunDirectory
 from server.dataset_store import DatasetStore
 from server.errors import NotFound
 from server.jobs.job import JobState

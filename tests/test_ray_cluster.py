@@ -18,8 +18,7 @@ from fake_trainer import TINY, make_dataset, open_jobs, reached
 
 from nanogpt.checkpoint import read_meta
 from nanogpt.checkpoint_folder import newest_valid
-from nanogpt.training.events import StepMetrics
-from nanogpt.training.run_directory import EventReader
+from nanogpt.training.events import EventReader, StepMetrics
 from server.jobs.job import JobState
 from server.jobs.launcher import Launchers
 from server.jobs.publication import publish_best

@@ -34,8 +34,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from nanogpt.checkpoint import load_model, read_meta
 from nanogpt.checkpoint_folder import list_checkpoints
-from nanogpt.training.events import Divergence, Evaluation, Event, Sample
-from nanogpt.training.run_directory import EventReader, ExitCode
+from nanogpt.training.events import Divergence, Evaluation, Event, EventReader, Sample
+from nanogpt.training.run_directory import ExitCode
 from protos.nanogpt.v1 import training_pb2 as pb
 from protos.nanogpt.v1 import training_pb2_grpc as pb_grpc
 from server.gate import Gate

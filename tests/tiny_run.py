@@ -15,8 +15,8 @@ from nanogpt.checkpoint import load_model_state, load_train_state
 from nanogpt.checkpoint_folder import newest_valid
 from nanogpt.config import TrainConfig
 from nanogpt.datasets.prepare import prepare_text
-from nanogpt.training.events import Event, StepMetrics
-from nanogpt.training.run_directory import EventReader, RunDirectory, RunSpec
+from nanogpt.training.events import Event, EventReader, StepMetrics
+from nanogpt.training.run_directory import RunDirectory, RunSpec
 
 TINY: dict[str, Any] = {
     "n_layer": 2,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nanogpt.ensemble import Network
-from nanogpt.training.step import Forward, autocast
+from nanogpt.training.step import autocast
+from nanogpt.training.world import Forward
 
 
 def is_compiled(mode: str, device: torch.device) -> bool:

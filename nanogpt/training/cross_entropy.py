@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanogpt.model import GPT, SOFT_CAP, soft_cap
-from nanogpt.training.step import Forward
+from nanogpt.training.world import Forward
 
 PIECE_BYTES = 64 << 20
 """Of float32 logits. Smaller pieces fit a cache, but each of them passes over the head's gradient,

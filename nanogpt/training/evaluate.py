@@ -14,8 +14,8 @@ from torch import Tensor
 from nanogpt.config import TrainConfig
 from nanogpt.ensemble import Network
 from nanogpt.training.batches import Batches, Stream, to_device
-from nanogpt.training.step import Forward, autocast
-from nanogpt.training.world import World
+from nanogpt.training.step import autocast
+from nanogpt.training.world import Forward, World
 
 
 class Interrupted(Exception):

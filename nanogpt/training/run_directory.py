@@ -27,21 +27,6 @@ from nanogpt import durable
 from nanogpt.config import TrainConfig
 from nanogpt.option import InvalidConfig, Violation, range_violations, unknown_key
 
-# events are part of a run directory: whoever follows a run needs both
-from nanogpt.training.events import EventReader, EventWriter
-
-__all__ = [
-    "ERROR_PREFIX",
-    "STARTED_PREFIX",
-    "EventReader",
-    "EventWriter",
-    "ExitCode",
-    "Holder",
-    "RunDirectory",
-    "RunDirectoryBusy",
-    "RunSpec",
-]
-
 ERROR_PREFIX = "error: "
 """Begins the one line of the log that is written for the user."""
 

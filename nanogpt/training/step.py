@@ -18,9 +18,6 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from nanogpt.ensemble import Network
 from nanogpt.training.world import Forward, World
 
-__all__ = ["Diverged", "Forward", "StepResult", "TrainingStep", "autocast"]
-
-
 Accept = Callable[[float, float], bool]
 """Whether a step of this loss and gradient norm, both finite, may change the weights."""
 

@@ -6,7 +6,6 @@ the server is gone, however it went, and then saves its work and leaves.
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -138,7 +137,7 @@ class LocalLauncher:
         finally:
             os.close(pipe_read)
         # threads that it starts later are as modest; it cannot have started any yet
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             own = os.getpriority(os.PRIO_PROCESS, 0)
             os.setpriority(os.PRIO_PROCESS, process.pid, own + self._nice)
         end_first_without_memory(process.pid)

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nanogpt.training.run_directory import EventReader, RunDirectory
+from nanogpt.training.events import EventReader
+from nanogpt.training.run_directory import RunDirectory
 
 SCALE = int(os.environ.get("CAMPAIGN_SCALE", "1"))
 SEED = int(os.environ.get("CAMPAIGN_SEED", random.randrange(1 << 32)))

@@ -31,7 +31,8 @@ from nanogpt.checkpoint import load_model_state, load_train_state
 from nanogpt.checkpoint_folder import newest_valid
 from nanogpt.config import TrainConfig
 from nanogpt.datasets.prepare import prepare_text
-from nanogpt.training.run_directory import EventReader, ExitCode, RunDirectory, RunSpec
+from nanogpt.training.events import EventReader
+from nanogpt.training.run_directory import ExitCode, RunDirectory, RunSpec
 
 pytestmark = pytest.mark.campaign
 
