@@ -83,11 +83,13 @@ class DatasetsApi:
         return Response(status_code=204)
 
     async def _all(self) -> dict[str, Any]:
+        # first: one that is done meanwhile is in both lists rather than in none
+        in_progress = self._datasets.in_progress()
         found = await asyncio.to_thread(self._datasets.list)
         made = {info.name for info in found}
         return {
             "datasets": [_dataset(info) for info in found],
-            "in_progress": [asdict(dataset) for dataset in self._datasets.in_progress()],
+            "in_progress": [asdict(dataset) for dataset in in_progress],
             "shipped": [
                 {
                     "name": shipped.name,
