@@ -132,14 +132,10 @@ class EventStream(Response):
                     await _send_part(send, text)
         except TimeoutError:
             return
-        except ServiceError as error:
+        except Exception as error:  # whatever it is, a reader who has begun is told in the stream
             if not begun:
                 raise
-            failure = error
-        except Exception:
-            if not begun:
-                raise
-            failure = unknown(scope["path"])
+            failure = error if isinstance(error, ServiceError) else unknown(scope["path"])
         if not begun:
             await _begin(send)
         if failure is not None:
