@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from nanogpt.config import ModelConfig, TrainConfig
 from nanogpt.training.memory import estimate_memory
@@ -58,7 +59,9 @@ def test_all_logits_are_counted_where_all_are_held():
     config = TrainConfig(dropout=0.0, batch_size=64)
     all_logits = 16 * 50304 * 64 * 64
     assert estimate_memory(shape, config).activations < all_logits / 10
-    assert estimate_memory(shape, config, is_compiled=True).activations > all_logits
+    assert estimate_memory(shape, replace(config, compile="on")).activations > all_logits
+    on_gpu = estimate_memory(shape, config, torch.device("cuda"))  # where auto compiles
+    assert on_gpu.activations > all_logits
     two = replace(config, processes=2)
     assert estimate_memory(shape, two).activations > all_logits / 2
     found = estimate_memory(shape, config)

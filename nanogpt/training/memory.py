@@ -13,10 +13,14 @@ gathers the copy of a checkpoint whole.
 
 from dataclasses import dataclass
 
+import torch
+
 from nanogpt import flops
 from nanogpt.config import ModelConfig, TrainConfig
+from nanogpt.training.compile import is_compiled
 from nanogpt.training.cross_entropy import LARGE_VOCABULARY, PIECE_BYTES
 
+CPU = torch.device("cpu")
 FLOAT_BYTES = 4
 PROCESS_BYTES = 300 << 20
 """Resident memory of Python with torch and a mapped dataset: measured on Linux, torch 2.13."""
@@ -59,9 +63,9 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: ModelConfig, config: TrainConfig, *, is_compiled: bool = False
+    model: ModelConfig, config: TrainConfig, device: torch.device = CPU
 ) -> MemoryEstimate:
-    """What a run of this network takes in each of its processes."""
+    """What a run of this network takes in each of its processes on such a device."""
     C, T, H, V = model.n_embd, model.block_size, model.n_head, model.vocab_size
     L, M = model.num_blocks, model.n_member
     num_weights = flops.parameter_count(model)
@@ -78,7 +82,8 @@ def estimate_memory(
     tokens = config.batch_size // config.sequence_shares * T
     # logits, their log-softmax, and the gradients of both; or some of them at a time and the head's
     # gradient twice, see forward.py
-    is_chunked = V >= LARGE_VOCABULARY and M == config.processes == 1 and not is_compiled
+    is_plain = M == config.processes == 1 and not is_compiled(config.compile, device)
+    is_chunked = V >= LARGE_VOCABULARY and is_plain
     plain_head, chunked_head = 4 * M * V * tokens, CHUNKED_HEAD_BYTES // FLOAT_BYTES + V * C
     head = FLOAT_BYTES * (chunked_head if is_chunked else plain_head)
     holders = config.processes if config.sharding == "fsdp" else 1

@@ -22,7 +22,6 @@ from nanogpt.datasets.dataset import Dataset
 from nanogpt.option import InvalidConfig, Violation
 from nanogpt.training.batches import Batches, Prefetcher, Stream
 from nanogpt.training.checkpoint_writer import CheckpointWriter, written
-from nanogpt.training.compile import is_compiled
 from nanogpt.training.divergence import Window
 from nanogpt.training.evaluate import Evaluator, Interrupted
 from nanogpt.training.events import (
@@ -374,8 +373,7 @@ class Trainer:
         where, meta = self._model.device, self._dataset.meta
         peak = device.measure_peak(where, self._dtype, bandwidth=False)  # all of them at once
         peak_flops = None if peak.flops is None else self._world.sum(peak.flops)
-        compiles = is_compiled(self._config.compile, where)
-        estimate = estimate_memory(self._model.config, self._config, is_compiled=compiles)
+        estimate = estimate_memory(self._model.config, self._config, where)
         return RunStarted(
             model_config=self._model.config,
             parameter_count=self._model.parameter_count(),

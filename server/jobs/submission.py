@@ -16,7 +16,6 @@ from nanogpt.config import TrainConfig
 from nanogpt.device import pick_device, total_memory_bytes
 from nanogpt.option import InvalidConfig, Violation
 from nanogpt.preset import Preset, load_preset
-from nanogpt.training.compile import is_compiled
 from nanogpt.training.memory import MemoryEstimate, estimate_memory
 from nanogpt.training.starting_point import PADDED_GPT2_VOCAB_SIZE
 from server.dataset_store import DatasetInfo, DatasetStore
@@ -259,11 +258,7 @@ def _memory_violations(
     is_shared = where.type != "cuda"  # MPS has no memory of its own, and takes one process
 
     def estimate_with(batch_size: int) -> MemoryEstimate:
-        return estimate_memory(
-            shape,
-            replace(config, batch_size=batch_size),
-            is_compiled=is_compiled(config.compile, where),
-        )
+        return estimate_memory(shape, replace(config, batch_size=batch_size), where)
 
     def needed_with(batch_size: int) -> int:
         estimate = estimate_with(batch_size)
